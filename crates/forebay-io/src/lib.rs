@@ -1,1 +1,32 @@
-//! placeholder
+//! Reading model files, as fast as the storage and exactly.
+//!
+//! ```text
+//!   ModelFile ─ probe ─▶ ReadSpec… ─▶ Schedule ◀─ op / completion ─▶ engine ─▶ Slot<Full>
+//! ```
+//!
+//! [`ModelFile`] opens a file and finds out what it takes (direct I/O, at which alignment, what
+//! the page cache holds). [`Schedule`] decides, without a system call, which bytes are asked for
+//! next and what a completion means: short reads, refusals, the ladder. The engines perform its
+//! operations ([`Performer::Uring`], [`Performer::Threads`]) and decide nothing. [`ReadJob::run`] ties them together on the thread that calls it.
+//!
+//! Nothing here knows tensors, devices or policies.
+
+pub mod cache;
+mod cancel;
+mod engine;
+mod failure;
+mod fault;
+mod file;
+mod ladder;
+mod probe;
+mod schedule;
+
+pub use cancel::Cancel;
+pub use engine::{Filled, ReadJob, ReadOutcome, ReadStats, UringSupport, uring_support};
+pub use failure::{FailureKind, ReadFailure};
+pub use fault::Fault;
+pub use file::{FileIdentity, ModelFile, OpenError, OpenErrorKind};
+pub use ladder::{Access, Fallback, Performer, Rung, Step, StepAt};
+pub use nix::errno::Errno;
+pub use probe::{AlignmentSource, DirectAlignment};
+pub use schedule::{ByAccess, Completion, Op, ReadSpec, Schedule};

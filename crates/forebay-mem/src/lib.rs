@@ -1,1 +1,23 @@
-//! placeholder
+//! Memory for moving model weights.
+//!
+//! What is here: [`Alignment`] arithmetic; [`Region`], an anonymous huge-page mapping; [`Slab`],
+//! a region cut into slots whose owner the type system knows ([`Slot`]); [`FileMapping`], a
+//! read-only view of a model file that reports a vanished page as an error instead of a signal;
+//! [`PageLock`], memory locked exactly and given back on drop.
+//!
+//! What is not: files are opened and read by `forebay-io`, devices live in `forebay-device`.
+//! Every `unsafe` of this crate is about memory that the type it stands in owns.
+
+mod align;
+mod error;
+mod lock;
+mod mapping;
+mod region;
+mod slab;
+
+pub use align::{Alignment, HUGE_PAGE_BYTES, page_bytes};
+pub use error::{MemoryError, Operation};
+pub use lock::{LockReport, PageLock, memlock_limit_bytes};
+pub use mapping::{FileMapping, MappedView};
+pub use region::Region;
+pub use slab::{Draining, Filling, Free, Full, Slab, Slot, SlotCensus};

@@ -1,0 +1,134 @@
+//! Engines: who performs the schedule's operations. They decide nothing.
+
+mod threads;
+mod uring;
+
+use crate::cache::drop_cached;
+use crate::cancel::Cancel;
+use crate::failure::{FailureKind, ReadFailure};
+use crate::fault::Fault;
+use crate::file::ModelFile;
+use crate::ladder::{Access, Performer};
+use crate::schedule::{Op, Schedule};
+use crossbeam_channel::{Receiver, Sender};
+use forebay_mem::{FileMapping, Free, Full, Slab, Slot};
+use nix::errno::Errno;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use uring::{UringSupport, uring_support};
+
+/// A slot that holds one whole read of the plan.
+#[derive(Debug)]
+pub struct Filled {
+    /// Index of the read.
+    pub read: usize,
+    /// Its bytes.
+    pub slot: Slot<Full>,
+}
+
+/// Everything a reader thread needs.
+pub struct ReadJob {
+    /// The model's files, by the index that the schedule uses.
+    pub files: Arc<[ModelFile]>,
+    /// The mappings of files that have [`Access::Mapped`] reads.
+    pub mappings: Vec<Option<Arc<FileMapping>>>,
+    /// What to read.
+    pub schedule: Schedule,
+    /// The memory under the slots.
+    pub slab: Arc<Slab>,
+    /// Where free slots come from.
+    pub free: Receiver<Slot<Free>>,
+    /// Where filled ones go; its capacity is the number of slots, so that sending never waits.
+    pub full: Sender<Filled>,
+    /// Asks the job to stop.
+    pub cancel: Cancel,
+    /// Reads in flight at most.
+    pub queue_depth: usize,
+    /// Whether mapped pages are given back once they have been copied.
+    pub reclaim: bool,
+    /// For tests.
+    pub fault: Option<Box<dyn Fault>>,
+}
+
+/// What a reader did with its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ReadStats {
+    /// From the first operation to the last completion.
+    pub elapsed: Duration,
+    /// Of that, time in which nothing could be read because no slot was free. For several
+    /// threads, their mean.
+    pub waited_for_slot: Duration,
+    /// Mapped bytes given back after they were copied.
+    pub reclaimed_bytes: u64,
+    /// Whether the slab was registered with the ring.
+    pub registered_buffers: bool,
+    /// Whether the files were registered with the ring.
+    pub registered_files: bool,
+}
+
+/// What is left when a reader has ended.
+#[derive(Debug)]
+pub struct ReadOutcome {
+    /// The schedule, with its steps, counts and failure.
+    pub schedule: Schedule,
+    /// Where the time went.
+    pub stats: ReadStats,
+}
+
+impl ReadJob {
+    /// Reads everything, on the calling thread and those it starts. When it returns, nothing is
+    /// in flight and every slot is free, in the channel, or dropped.
+    #[must_use]
+    pub fn run(mut self) -> ReadOutcome {
+        let mut stats = ReadStats::default();
+        let started = Instant::now();
+        let mut carried = Vec::new();
+        if self.schedule.performer() == Performer::Uring && !self.is_over() {
+            carried = uring::run(&mut self, &mut stats);
+        }
+        if !self.is_over() {
+            let (schedule, spent) = threads::run(self, carried);
+            stats.elapsed = started.elapsed();
+            stats.waited_for_slot += spent.waited_for_slot;
+            stats.reclaimed_bytes += spent.reclaimed_bytes;
+            return ReadOutcome { schedule, stats };
+        }
+        stats.elapsed = started.elapsed();
+        ReadOutcome { schedule: self.schedule, stats }
+    }
+
+    fn is_over(&self) -> bool {
+        self.schedule.is_done() || self.schedule.failure().is_some()
+    }
+
+    /// After a read that fell down to the page cache: leave nothing behind there that the plan
+    /// did not mean to leave.
+    fn tidy_cache(&self, read: usize, access: Access) {
+        let spec = self.schedule.reads()[read];
+        if access == Access::Buffered && spec.access == Access::Direct {
+            let end = spec.offset + u64::from(spec.bytes);
+            // Advice: where it is refused the cache stays warm, which harms nobody's bytes.
+            let _ = drop_cached(self.files[spec.file].buffered(), spec.offset..end);
+        }
+    }
+}
+
+fn cancelled() -> ReadFailure {
+    ReadFailure::general(FailureKind::Cancelled)
+}
+
+fn tampered(
+    fault: &mut Option<Box<dyn Fault>>,
+    op: &Op,
+    result: Result<u32, Errno>,
+    slot: &mut Slot<forebay_mem::Filling>,
+) -> Result<u32, Errno> {
+    match fault {
+        None => result,
+        Some(fault) => {
+            let start = op.slot_offset as usize;
+            fault.tamper(op, result, &mut slot.buffer()[start..start + op.bytes as usize])
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Blocking calls on several threads: `preadv2`, or copies out of a mapping.
+//!
+//! Every thread takes a free slot, asks the schedule under its lock what to do, does it outside
+//! the lock, and stays with the slot until its read is done. The memory is never shared with the
+//! kernel beyond a call, so there is nothing to drain.
+
+use super::{Filled, ReadJob, ReadStats, cancelled, tampered};
+use crate::cancel::CANCEL_POLL;
+use crate::failure::{FailureKind, ReadFailure};
+use crate::ladder::Access;
+use crate::schedule::{Completion, Op, Schedule};
+use crossbeam_channel::RecvTimeoutError;
+use forebay_mem::{Filling, Slot};
+use nix::errno::Errno;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// More threads than this only queue up in the kernel.
+const THREADS_MAX: usize = 16;
+
+/// `RWF_DONTCACHE`, Linux 6.14.
+pub(super) const RWF_DONTCACHE: i32 = 0x80;
+
+struct Shared {
+    job: Mutex<ReadJob>,
+    carried: Mutex<Vec<Slot<Filling>>>,
+    waited_ns: AtomicU64,
+    reclaimed_bytes: AtomicU64,
+}
+
+/// Performs what is left of the job, beginning with the slots that another engine had begun.
+pub(super) fn run(job: ReadJob, carried: Vec<Slot<Filling>>) -> (Schedule, ReadStats) {
+    let threads = job.queue_depth.clamp(1, THREADS_MAX);
+    let shared = Shared {
+        job: Mutex::new(job),
+        carried: Mutex::new(carried),
+        waited_ns: AtomicU64::new(0),
+        reclaimed_bytes: AtomicU64::new(0),
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|| work(&shared));
+        }
+        work(&shared);
+    });
+    let waited_ns = shared.waited_ns.load(Ordering::Relaxed) / threads as u64;
+    let stats = ReadStats {
+        waited_for_slot: Duration::from_nanos(waited_ns),
+        reclaimed_bytes: shared.reclaimed_bytes.load(Ordering::Relaxed),
+        ..ReadStats::default()
+    };
+    (shared.job.into_inner().unwrap_or_else(PoisonError::into_inner).schedule, stats)
+}
+
+fn work(shared: &Shared) {
+    while let Some((slot, op)) = next(shared) {
+        perform_whole_read(shared, slot, op);
+    }
+}
+
+/// A slot and its first operation; `None` when there is nothing left to start.
+fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
+    let lock = || shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+    let carried = shared.carried.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    if let Some(slot) = carried {
+        let op = lock().schedule.op(slot.index())?;
+        return Some((slot, op));
+    }
+    let (free, cancel) = {
+        let job = lock();
+        (job.free.clone(), job.cancel.clone())
+    };
+    let started = Instant::now();
+    let slot = loop {
+        {
+            let mut job = lock();
+            if cancel.is_cancelled() {
+                job.schedule.stop(cancelled());
+            }
+            if job.schedule.is_all_started() || job.schedule.failure().is_some() {
+                return None;
+            }
+        }
+        match free.recv_timeout(CANCEL_POLL) {
+            Ok(slot) => break slot.fill(),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                lock().schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
+                return None;
+            }
+        }
+    };
+    let waited_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    shared.waited_ns.fetch_add(waited_ns, Ordering::Relaxed);
+    let op = lock().schedule.start(slot.index())?;
+    Some((slot, op))
+}
+
+fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
+    loop {
+        let result = perform(shared, &mut slot, &op);
+        let mut job = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = tampered(&mut job.fault, &op, result, &mut slot);
+        if job.cancel.is_cancelled() {
+            job.schedule.stop(cancelled());
+        }
+        match job.schedule.complete(op.slot, result) {
+            Completion::Done { read, bytes } => {
+                job.tidy_cache(read, op.access);
+                let filled = Filled { read, slot: slot.filled(bytes as usize) };
+                if job.full.send(filled).is_err() {
+                    job.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
+                }
+                return;
+            }
+            Completion::Again(again) => op = again,
+            Completion::Stop => return,
+        }
+    }
+}
+
+fn perform(shared: &Shared, slot: &mut Slot<Filling>, op: &Op) -> Result<u32, Errno> {
+    if op.patient {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    let start = op.slot_offset as usize;
+    let buffer = &mut slot.buffer()[start..start + op.bytes as usize];
+    let (files, mapping, reclaim) = {
+        let job = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapping = job.mappings.get(op.file).cloned().flatten();
+        (std::sync::Arc::clone(&job.files), mapping, job.reclaim)
+    };
+    let file = &files[op.file];
+    match op.access {
+        Access::Mapped => {
+            let mapping = mapping.ok_or(Errno::EOPNOTSUPP)?;
+            mapping.read_into(op.offset, buffer).map_err(|error| error.errno)?;
+            if reclaim {
+                let range = op.offset..op.offset + u64::from(op.bytes);
+                let bytes = mapping.reclaim(range).unwrap_or(0);
+                shared.reclaimed_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Ok(op.bytes)
+        }
+        Access::Direct => preadv2(file.direct()?.0, buffer, op.offset, 0),
+        Access::DontCache => preadv2(file.buffered(), buffer, op.offset, RWF_DONTCACHE),
+        Access::Buffered => preadv2(file.buffered(), buffer, op.offset, 0),
+    }
+}
+
+fn preadv2(file: &std::fs::File, buffer: &mut [u8], offset: u64, flags: i32) -> Result<u32, Errno> {
+    let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the vector describes `buffer`, which this call borrows uniquely until it returns,
+    // and the kernel keeps no reference past that.
+    let count = unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, offset, flags) };
+    Errno::result(count).map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+}

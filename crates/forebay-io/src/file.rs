@@ -1,0 +1,231 @@
+//! A model file, opened and understood.
+
+use crate::probe::{DirectAlignment, direct_alignment};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What must not change while a file is being loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Length in bytes (of a block device: its capacity).
+    pub bytes: u64,
+    /// Time of the last write: seconds and nanoseconds.
+    pub modified: (i64, i64),
+}
+
+/// Why a path can't be loaded from.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpenErrorKind {
+    /// `open` or `stat` said no.
+    Errno(Errno),
+    /// A directory.
+    Directory,
+    /// A pipe, socket or character device: it has no offsets to read at.
+    NotSeekable(&'static str),
+    /// The path led to another file the second time it was opened.
+    Replaced,
+}
+
+/// A path that can't be loaded from.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {}", path.display(), self.describe())]
+pub struct OpenError {
+    /// Which.
+    pub path: PathBuf,
+    /// Why.
+    pub kind: OpenErrorKind,
+}
+
+impl OpenError {
+    fn new(path: &Path, kind: OpenErrorKind) -> Self {
+        Self { path: path.to_owned(), kind }
+    }
+
+    fn describe(&self) -> String {
+        match &self.kind {
+            OpenErrorKind::Errno(errno) => errno.desc().to_lowercase(),
+            OpenErrorKind::Directory => "is a directory".to_owned(),
+            OpenErrorKind::NotSeekable(what) => {
+                format!("is a {what}, and a model needs a file or a block device")
+            }
+            OpenErrorKind::Replaced => "was replaced while it was being opened".to_owned(),
+        }
+    }
+}
+
+/// A file of a model: open for buffered reads, and for direct ones where that is possible.
+#[derive(Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    identity: FileIdentity,
+    buffered: File,
+    direct: Result<(File, DirectAlignment), Errno>,
+}
+
+impl ModelFile {
+    /// Opens `path` for reading. Waits for nobody: a pipe is refused, not waited for.
+    ///
+    /// # Errors
+    /// [`OpenError`], see its kinds. That direct I/O is refused is no error: see
+    /// [`ModelFile::direct`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let refuse = |error: &io::Error| OpenError::new(path, OpenErrorKind::Errno(errno(error)));
+        let buffered = open_with(path, libc::O_NONBLOCK).map_err(|error| refuse(&error))?;
+        let metadata = buffered.metadata().map_err(|error| refuse(&error))?;
+        let kind = metadata.file_type();
+        let unseekable = |what| Err(OpenError::new(path, OpenErrorKind::NotSeekable(what)));
+        if kind.is_dir() {
+            return Err(OpenError::new(path, OpenErrorKind::Directory));
+        } else if kind.is_fifo() {
+            return unseekable("pipe");
+        } else if kind.is_socket() {
+            return unseekable("socket");
+        } else if kind.is_char_device() {
+            return unseekable("character device");
+        }
+        // io_uring would answer EAGAIN instead of waiting on a non-blocking file.
+        fcntl(&buffered, FcntlArg::F_SETFL(OFlag::empty()))
+            .map_err(|errno| OpenError::new(path, OpenErrorKind::Errno(errno)))?;
+        let identity = identity(&buffered).map_err(|error| refuse(&error))?;
+        let device = if kind.is_block_device() { metadata.rdev() } else { metadata.dev() };
+        let direct = match open_direct(path, device) {
+            Ok((file, _)) if !same_file(&file, &identity) => {
+                return Err(OpenError::new(path, OpenErrorKind::Replaced));
+            }
+            other => other,
+        };
+        Ok(Self { path: path.to_owned(), identity, buffered, direct })
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it was when it was opened.
+    #[must_use]
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.identity.bytes
+    }
+
+    /// The descriptor for buffered reads.
+    #[must_use]
+    pub fn buffered(&self) -> &File {
+        &self.buffered
+    }
+
+    /// The descriptor for direct reads and what they must be aligned to.
+    ///
+    /// # Errors
+    /// What the filesystem answered to the `O_DIRECT` open, or `EOPNOTSUPP` where `statx` says
+    /// that it takes none.
+    pub fn direct(&self) -> Result<(&File, DirectAlignment), Errno> {
+        self.direct.as_ref().map(|(file, alignment)| (file, *alignment)).map_err(|errno| *errno)
+    }
+
+    /// Reads up to `bytes` bytes of the file's start, through the page cache: its header.
+    ///
+    /// # Errors
+    /// What `read` answers.
+    pub fn read_prefix(&self, bytes: u64) -> io::Result<Vec<u8>> {
+        let mut prefix = Vec::new();
+        (&self.buffered).seek(SeekFrom::Start(0))?;
+        (&self.buffered).take(bytes).read_to_end(&mut prefix)?;
+        Ok(prefix)
+    }
+
+    /// Fills `buffer` from `offset` on, through the page cache.
+    ///
+    /// # Errors
+    /// What `pread` answers; `UnexpectedEof` past the end.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.buffered.read_exact_at(buffer, offset)
+    }
+
+    /// What the open file is now; differs from [`ModelFile::identity`] once somebody wrote to it.
+    ///
+    /// # Errors
+    /// What `fstat` answers.
+    pub fn identity_now(&self) -> io::Result<FileIdentity> {
+        identity(&self.buffered)
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn open_with(path: &Path, flags: i32) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+fn open_direct(path: &Path, device: u64) -> Result<(File, DirectAlignment), Errno> {
+    let file = open_with(path, libc::O_DIRECT).map_err(|error| errno(&error))?;
+    let alignment = direct_alignment(&file, device)?;
+    Ok((file, alignment))
+}
+
+fn identity(file: &File) -> io::Result<FileIdentity> {
+    let metadata = file.metadata()?;
+    let bytes = if metadata.file_type().is_block_device() {
+        (&mut &*file).seek(SeekFrom::End(0))?
+    } else {
+        metadata.len()
+    };
+    Ok(FileIdentity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        bytes,
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    })
+}
+
+fn same_file(file: &File, expected: &FileIdentity) -> bool {
+    identity(file).is_ok_and(|now| (now.device, now.inode) == (expected.device, expected.inode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_offsets_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let kind = |path: &Path| ModelFile::open(path).unwrap_err().kind;
+        assert_eq!(kind(folder.path()), OpenErrorKind::Directory);
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(kind(&fifo), OpenErrorKind::NotSeekable("pipe"));
+        assert_eq!(kind(Path::new("/dev/zero")), OpenErrorKind::NotSeekable("character device"));
+        let absent = folder.path().join("absent");
+        assert_eq!(kind(&absent), OpenErrorKind::Errno(Errno::ENOENT));
+    }
+
+    #[test]
+    fn a_write_changes_the_identity() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [1; 5000]).unwrap();
+        let opened = ModelFile::open(file.path()).unwrap();
+        assert_eq!(opened.bytes(), 5000);
+        assert_eq!(opened.read_prefix(4).unwrap(), [1; 4]);
+        assert_eq!(opened.identity_now().unwrap(), opened.identity());
+        file.as_file().set_len(4000).unwrap();
+        assert_ne!(opened.identity_now().unwrap(), opened.identity());
+    }
+}

@@ -1,0 +1,158 @@
+//! The ways to read a file, best first, and the record of every step down.
+//!
+//! Two axes (design decision 1). Access, per file: `direct → dontcache → buffered`. Performer,
+//! for the whole load: `uring → threads`. A refusal moves one of them by one rung; the bytes that
+//! were received before it stay received.
+
+use nix::errno::Errno;
+use std::fmt;
+
+/// How a read reaches the file's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `O_DIRECT`: storage to memory, past the page cache. Offset, length and memory aligned.
+    Direct,
+    /// `RWF_DONTCACHE` (Linux 6.14): through the page cache, which keeps nothing of it.
+    DontCache,
+    /// Plain buffered reads.
+    Buffered,
+    /// Copied out of a mapping of the file.
+    Mapped,
+}
+
+impl Access {
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::DontCache => "dontcache",
+            Self::Buffered => "buffered",
+            Self::Mapped => "mmap",
+        }
+    }
+
+    /// The next rung down.
+    #[must_use]
+    pub fn below(self) -> Option<Self> {
+        match self {
+            Self::Direct => Some(Self::DontCache),
+            Self::DontCache | Self::Mapped => Some(Self::Buffered),
+            Self::Buffered => None,
+        }
+    }
+
+    /// Its place in arrays that hold something for each access.
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Who performs the reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Performer {
+    /// io_uring, from one thread.
+    Uring,
+    /// Blocking calls on several threads: `preadv2`, or copies out of a mapping.
+    Threads,
+}
+
+impl Performer {
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Threads => "threads",
+        }
+    }
+}
+
+/// Whether steps down are taken or are errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// Step down, record it, go on.
+    #[default]
+    Allowed,
+    /// The first refusal ends the load.
+    Forbidden,
+}
+
+/// What a step leads from and to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named in `name`")]
+pub enum Rung {
+    Access(Access),
+    Performer(Performer),
+    RegisteredBuffers,
+    PlainBuffers,
+    RegisteredFiles,
+    PlainFiles,
+}
+
+impl Rung {
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Access(access) => access.name(),
+            Self::Performer(performer) => performer.name(),
+            Self::RegisteredBuffers => "registered buffers",
+            Self::PlainBuffers => "plain buffers",
+            Self::RegisteredFiles => "registered files",
+            Self::PlainFiles => "plain files",
+        }
+    }
+}
+
+/// When the refusal came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepAt {
+    /// Opening the file.
+    Open,
+    /// Reading it.
+    Read,
+    /// Setting the engine up.
+    Setup,
+}
+
+impl StepAt {
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Read => "read",
+            Self::Setup => "setup",
+        }
+    }
+}
+
+/// One step down, as it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Index of the file, `None` when it concerns the whole load.
+    pub file: Option<usize>,
+    /// The rung that was refused.
+    pub from: Rung,
+    /// The rung used instead.
+    pub to: Rung,
+    /// What the kernel answered.
+    pub errno: Errno,
+    /// When.
+    pub at: StepAt,
+    /// The file offset of the refused read.
+    pub offset: Option<u64>,
+    /// In words.
+    pub reason: String,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} → {} at {}", self.from.name(), self.to.name(), self.at.name())?;
+        if let Some(offset) = self.offset {
+            write!(f, ", offset {offset}")?;
+        }
+        write!(f, " ({:?}: {})", self.errno, self.reason)
+    }
+}

@@ -1,0 +1,56 @@
+//! What the memory system refuses, with the number that explains it.
+
+use nix::errno::Errno;
+use std::fmt;
+
+/// The operation that the system refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Reserving address space (`mmap`).
+    Reserve,
+    /// Giving a range its pages ahead of use (`madvise(MADV_POPULATE_*)`).
+    Populate,
+    /// Mapping a file.
+    MapFile,
+    /// Copying out of a mapped file.
+    ReadMapping,
+    /// Locking pages (`mlock`).
+    Lock,
+    /// Giving pages back (`madvise(MADV_DONTNEED)`).
+    Reclaim,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reserve => "reserving memory",
+            Self::Populate => "populating memory",
+            Self::MapFile => "mapping the file",
+            Self::ReadMapping => "reading the mapped file",
+            Self::Lock => "locking memory",
+            Self::Reclaim => "giving memory back",
+        })
+    }
+}
+
+/// A refusal of the memory system.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{operation} failed for {bytes} bytes at {offset}: {errno}")]
+#[non_exhaustive]
+pub struct MemoryError {
+    /// What was asked.
+    pub operation: Operation,
+    /// Where, in bytes from the start of the region or of the file.
+    pub offset: u64,
+    /// For how many bytes.
+    pub bytes: u64,
+    /// What the kernel answered.
+    pub errno: Errno,
+}
+
+impl MemoryError {
+    pub(crate) fn new(operation: Operation, offset: u64, bytes: u64, errno: Errno) -> Self {
+        Self { operation, offset, bytes, errno }
+    }
+}

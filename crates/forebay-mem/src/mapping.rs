@@ -1,0 +1,232 @@
+//! A model file mapped read-only.
+//!
+//! A file under a mapping can be changed or cut short by anyone, and touching a page that is gone
+//! is a signal (`SIGBUS`) that kills the process. So the mapping gives out addresses, and copies
+//! are made by the kernel ([`FileMapping::read_into`]), which answers `EFAULT` instead.
+
+use crate::align::Alignment;
+use crate::error::{MemoryError, Operation};
+use memmap2::{MmapOptions, MmapRaw};
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// A whole file, mapped shared and read-only. Pages come when touched.
+#[derive(Debug)]
+pub struct FileMapping {
+    map: MmapRaw,
+    /// For machines whose seccomp filter forbids `process_vm_readv`.
+    file: File,
+}
+
+impl FileMapping {
+    /// Maps the first `bytes` bytes of `file`.
+    ///
+    /// # Errors
+    /// What `mmap` answers: `ENODEV` on filesystems that can't map, `ENOMEM`, `EINVAL` for an
+    /// empty file.
+    pub fn new(file: &File, bytes: u64) -> Result<Self, MemoryError> {
+        let refuse = |error: &std::io::Error| {
+            let errno = error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw);
+            MemoryError::new(Operation::MapFile, 0, bytes, errno)
+        };
+        let length = usize::try_from(bytes)
+            .map_err(|_| MemoryError::new(Operation::MapFile, 0, bytes, Errno::ENOMEM))?;
+        let map = MmapOptions::new().len(length).map_raw_read_only(file);
+        let map = map.map_err(|error| refuse(&error))?;
+        let file = file.try_clone().map_err(|error| refuse(&error))?;
+        Ok(Self { map, file })
+    }
+
+    /// The length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Copies `buffer.len()` bytes from `offset` on, faulting pages in as needed. Never a signal.
+    ///
+    /// # Errors
+    /// `EFAULT` where the file no longer reaches or the disk failed; `EINVAL` past the mapping.
+    pub fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        let bytes = buffer.len() as u64;
+        let refuse = |errno| MemoryError::new(Operation::ReadMapping, offset, bytes, errno);
+        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes()) {
+            return Err(refuse(Errno::EINVAL));
+        }
+        let mut done = 0;
+        while done < buffer.len() {
+            #[allow(clippy::cast_possible_truncation, reason = "checked against the mapping")]
+            let base = self.map.as_ptr() as usize + offset as usize + done;
+            let remote = [RemoteIoVec { base, len: buffer.len() - done }];
+            let local = &mut [IoSliceMut::new(&mut buffer[done..])];
+            match process_vm_readv(Pid::this(), local, &remote) {
+                Ok(0) => return Err(refuse(Errno::EFAULT)),
+                Ok(count) => done += count,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EPERM | Errno::ENOSYS | Errno::EACCES) => {
+                    let rest = &mut buffer[done..];
+                    return self.file.read_exact_at(rest, offset + done as u64).map_err(|error| {
+                        refuse(error.raw_os_error().map_or(Errno::EFAULT, Errno::from_raw))
+                    });
+                }
+                Err(errno) => return Err(refuse(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the whole pages inside `range`: they leave this process, not the page cache,
+    /// and come again if touched. Returns the bytes given back.
+    ///
+    /// # Errors
+    /// `EINVAL` for locked pages, which stay.
+    pub fn reclaim(&self, range: Range<u64>) -> Result<u64, MemoryError> {
+        let inside = Alignment::page().inward(range.start..range.end.min(self.bytes()));
+        let bytes = inside.end - inside.start;
+        if bytes == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the pages are clean, file-backed and read-only: dropping them from the page
+        // table changes no byte that anyone can read through the mapping.
+        let answer = unsafe {
+            libc::madvise(self.address(inside.start).cast(), length(bytes), libc::MADV_DONTNEED)
+        };
+        let refuse = |errno| MemoryError::new(Operation::Reclaim, inside.start, bytes, errno);
+        Errno::result(answer).map(|_| bytes).map_err(refuse)
+    }
+
+    /// The address of the byte at `offset`.
+    ///
+    /// # Panics
+    /// If `offset` lies past the end.
+    #[must_use]
+    pub fn address(&self, offset: u64) -> *mut u8 {
+        assert!(offset <= self.bytes(), "offset {offset} past a mapping of {}", self.bytes());
+        // SAFETY: checked above.
+        unsafe { self.map.as_mut_ptr().add(length(offset)) }
+    }
+
+    /// A view of `range` that keeps the mapping alive; `None` if the range is not inside.
+    #[must_use]
+    pub fn view(self: &Arc<Self>, range: Range<u64>) -> Option<MappedView> {
+        (range.start <= range.end && range.end <= self.bytes())
+            .then(|| MappedView { mapping: Arc::clone(self), range })
+    }
+}
+
+/// Bytes inside a mapping are fewer than the address space: the mapping exists.
+#[allow(clippy::cast_possible_truncation, reason = "bounded by the mapping's length")]
+fn length(bytes: u64) -> usize {
+    bytes as usize
+}
+
+/// A part of a mapped file, such as one tensor.
+#[derive(Clone, Debug)]
+pub struct MappedView {
+    mapping: Arc<FileMapping>,
+    range: Range<u64>,
+}
+
+impl MappedView {
+    /// The length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Where it starts in the file.
+    #[must_use]
+    pub fn file_offset(&self) -> u64 {
+        self.range.start
+    }
+
+    /// The mapping it lies in.
+    #[must_use]
+    pub fn mapping(&self) -> &Arc<FileMapping> {
+        &self.mapping
+    }
+
+    /// The first address, valid for reads of [`MappedView::bytes`] while the view lives and the
+    /// file is left alone.
+    #[must_use]
+    pub fn address(&self) -> *const u8 {
+        self.mapping.address(self.range.start)
+    }
+
+    /// The bytes, without a copy.
+    ///
+    /// # Safety
+    /// - The file must not be written while the slice lives: its bytes would change under it.
+    /// - The file must not be cut short while the slice lives: touching it would be a `SIGBUS`.
+    #[must_use]
+    pub unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: the range lies inside a mapping that `self` keeps alive; that it does not
+        // change is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.address(), length(self.bytes())) }
+    }
+
+    /// Copies `buffer.len()` bytes from `offset` (within the view) on; never a signal.
+    ///
+    /// # Errors
+    /// As [`FileMapping::read_into`]; `EINVAL` past the view.
+    pub fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        let bytes = buffer.len() as u64;
+        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes()) {
+            let at = self.range.start.saturating_add(offset);
+            return Err(MemoryError::new(Operation::ReadMapping, at, bytes, Errno::EINVAL));
+        }
+        self.mapping.read_into(self.range.start + offset, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapped(contents: &[u8]) -> (tempfile::NamedTempFile, Arc<FileMapping>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), contents).unwrap();
+        let mapping = FileMapping::new(file.as_file(), contents.len() as u64).unwrap();
+        (file, Arc::new(mapping))
+    }
+
+    #[test]
+    fn a_view_reads_its_own_bytes_and_no_others() {
+        let contents: Vec<u8> = (0..10_000_u32).map(|i| i.to_le_bytes()[0]).collect();
+        let (_file, mapping) = mapped(&contents);
+        let view = mapping.view(4090..9000).unwrap();
+        let mut buffer = vec![0; 4910];
+        view.read_into(0, &mut buffer).unwrap();
+        assert_eq!(buffer, contents[4090..9000]);
+        assert_eq!(view.read_into(1, &mut buffer).unwrap_err().errno, Errno::EINVAL);
+        assert!(mapping.view(0..10_001).is_none());
+    }
+
+    #[test]
+    fn a_file_cut_short_is_an_error_and_not_a_signal() {
+        let (file, mapping) = mapped(&vec![1; 1 << 20]);
+        file.as_file().set_len(8192).unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let error = mapping.read_into(0, &mut buffer).unwrap_err();
+        assert_eq!(error.errno, Errno::EFAULT);
+        mapping.read_into(0, &mut buffer[..8192]).unwrap();
+    }
+
+    #[test]
+    fn reclaimed_pages_come_again() {
+        let contents = vec![9; 1 << 20];
+        let (_file, mapping) = mapped(&contents);
+        let mut buffer = vec![0; 1 << 20];
+        mapping.read_into(0, &mut buffer).unwrap();
+        assert_eq!(mapping.reclaim(1..(1 << 20)).unwrap(), (1 << 20) - 4096);
+        buffer.fill(0);
+        mapping.read_into(0, &mut buffer).unwrap();
+        assert_eq!(buffer, contents);
+    }
+}

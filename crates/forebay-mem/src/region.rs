@@ -1,0 +1,161 @@
+//! Anonymous memory in huge pages.
+
+use crate::align::{HUGE_PAGE_BYTES, page_bytes};
+use crate::error::{MemoryError, Operation};
+use nix::errno::Errno;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+/// `MADV_POPULATE_WRITE`, Linux 5.14; `libc` has it on glibc only.
+const MADV_POPULATE_WRITE: libc::c_int = 23;
+
+/// An anonymous private mapping, zeroed by the kernel, advised to use huge pages.
+///
+/// It hands out addresses, never references: who may touch which bytes, and when, is the business
+/// of the type built on it ([`crate::Slab`], an arena), which owns the region whole.
+///
+/// # Alignment
+/// The start is a multiple of 2 MiB when the region is at least that long, else of a page.
+#[derive(Debug)]
+pub struct Region {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a region is an address range that the process owns until `drop`; no thread is special to
+// it, and it gives out no reference that another thread could race with.
+unsafe impl Send for Region {}
+// SAFETY: all methods of `&Region` are system calls on the range, which the kernel serialises.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Reserves `bytes` (rounded up to whole pages, at least one). No page is touched yet.
+    ///
+    /// # Errors
+    /// What `mmap` answers: `ENOMEM` past the address-space limit or the overcommit limit.
+    pub fn new(bytes: usize) -> Result<Self, MemoryError> {
+        let refuse = |errno| MemoryError::new(Operation::Reserve, 0, bytes as u64, errno);
+        let page = page_bytes();
+        let length = bytes.max(1).checked_next_multiple_of(page).ok_or(refuse(Errno::ENOMEM))?;
+        let slack = if length >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { 0 };
+        let reserved = length.checked_add(slack).ok_or(refuse(Errno::ENOMEM))?;
+        // SAFETY: a new private anonymous mapping at an address of the kernel's choice overlaps
+        // nothing of ours; the result is checked before use.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(refuse(Errno::last()));
+        }
+        let base = address.cast::<u8>();
+        let skip = if slack == 0 { 0 } else { base.align_offset(HUGE_PAGE_BYTES) };
+        trim(base, 0..skip);
+        trim(base, skip + length..reserved);
+        // SAFETY: `skip + length <= reserved`, so the address lies inside the mapping just made.
+        let start = unsafe { base.add(skip) };
+        let start = NonNull::new(start).ok_or(refuse(Errno::ENOMEM))?;
+        let region = Self { start, bytes: length };
+        // A kernel without transparent huge pages answers EINVAL: base pages serve as well.
+        let _ = region.advise(0..length, libc::MADV_HUGEPAGE);
+        Ok(region)
+    }
+
+    /// The first address. Valid for reads and writes of [`Region::bytes`] bytes until drop.
+    #[must_use]
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The length in bytes, a multiple of the page size.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address `offset` bytes in.
+    ///
+    /// # Panics
+    /// If `offset` lies past the end.
+    #[must_use]
+    pub fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.bytes, "offset {offset} past a region of {} bytes", self.bytes);
+        // SAFETY: checked above; one past the end is still a valid address to form.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+
+    /// Gives `range` its pages now, as a write would, without changing what they hold. Safe to
+    /// call while other threads read and write the range.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 5.14, `ENOMEM`; the pages then come at first touch as ever.
+    pub fn populate(&self, range: Range<usize>) -> Result<(), MemoryError> {
+        self.advise(range.clone(), MADV_POPULATE_WRITE).map_err(|errno| {
+            let bytes = range.end.saturating_sub(range.start) as u64;
+            MemoryError::new(Operation::Populate, range.start as u64, bytes, errno)
+        })
+    }
+
+    fn advise(&self, range: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
+        let start = range.start / page_bytes() * page_bytes();
+        let end = range.end.min(self.bytes);
+        if start >= end {
+            return Ok(());
+        }
+        // SAFETY: the range lies inside this region, and none of the advices used here (huge
+        // pages, populate) changes the contents of memory.
+        let answer = unsafe { libc::madvise(self.at(start).cast(), end - start, advice) };
+        Errno::result(answer).map(drop)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        trim(self.start.as_ptr(), 0..self.bytes);
+    }
+}
+
+/// Unmaps `part` of a mapping that starts at `base`; an empty part is left alone.
+fn trim(base: *mut u8, part: Range<usize>) {
+    if part.is_empty() {
+        return;
+    }
+    let start = base.wrapping_add(part.start);
+    // SAFETY: every caller passes a part of a mapping that it owns and that nothing refers to:
+    // the unused ends of a fresh reservation, or a whole region in `drop`, whose owner (a slab,
+    // an arena) has by then waited for every transfer into it.
+    unsafe { libc::munmap(start.cast(), part.len()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_zeroed_aligned_and_writable_to_the_last_byte() {
+        let region = Region::new(3 * HUGE_PAGE_BYTES + 1).unwrap();
+        assert_eq!(region.start() as usize % HUGE_PAGE_BYTES, 0);
+        assert_eq!(region.bytes(), 3 * HUGE_PAGE_BYTES + page_bytes());
+        region.populate(0..region.bytes()).unwrap();
+        let last = region.at(region.bytes() - 1);
+        // SAFETY: the last byte of a region that this test owns alone.
+        unsafe { last.write(7) };
+        // SAFETY: as above; it was written just now.
+        assert_eq!(unsafe { last.read() }, 7);
+        // SAFETY: as above; fresh memory reads as zero.
+        assert_eq!(unsafe { region.start().read() }, 0);
+    }
+
+    #[test]
+    fn an_impossible_size_is_an_error() {
+        let error = Region::new(usize::MAX - 4096).unwrap_err();
+        assert_eq!(error.errno, Errno::ENOMEM);
+        assert_eq!(error.operation, Operation::Reserve);
+    }
+}

@@ -1,0 +1,267 @@
+//! The staging memory: one region cut into slots, and a type for each state a slot is in.
+//!
+//! ```text
+//!   Free ──fill──▶ Filling ──filled(n)──▶ Full ──drain──▶ Draining ──release──▶ Free
+//! ```
+//!
+//! A slot is a token that moves, so exactly one owner exists at any time: the free list, the
+//! engine while the kernel writes, the channel, the uploader while the device reads. The
+//! slab lives until its last token is gone. What the types can't see, the kernel and a device
+//! writing or reading behind a token, is the duty of the two crates that start such transfers:
+//! they keep the token until the completion has been reaped ("drain before drop").
+
+use crate::error::MemoryError;
+use crate::region::Region;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Nobody's: to be filled next.
+#[derive(Debug)]
+pub enum Free {}
+/// An engine's: the kernel may be writing into it.
+#[derive(Debug)]
+pub enum Filling {}
+/// Holds bytes that wait for an uploader.
+#[derive(Debug)]
+pub enum Full {}
+/// An uploader's: a device may be reading from it.
+#[derive(Debug)]
+pub enum Draining {}
+
+const STATE_FREE: u8 = 0;
+const STATE_FILLING: u8 = 1;
+const STATE_FULL: u8 = 2;
+const STATE_DRAINING: u8 = 3;
+const STATE_DROPPED: u8 = 4;
+
+/// One aligned, huge-page mapping cut into slots of equal size.
+#[derive(Debug)]
+pub struct Slab {
+    region: Region,
+    slot_bytes: usize,
+    states: Box<[AtomicU8]>,
+}
+
+/// How many slots are in each state, for reports and for the proof that none was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the states")]
+pub struct SlotCensus {
+    pub free: usize,
+    pub filling: usize,
+    pub full: usize,
+    pub draining: usize,
+    /// Slots whose token is gone; they come back with the next slab.
+    pub dropped: usize,
+}
+
+impl Slab {
+    /// Reserves `slots` slots of `slot_bytes` and hands out their tokens.
+    ///
+    /// # Alignment
+    /// Every slot starts at a multiple of the page size if `slot_bytes` is one.
+    ///
+    /// # Errors
+    /// As [`Region::new`].
+    pub fn new(
+        slot_bytes: usize,
+        slots: usize,
+    ) -> Result<(Arc<Self>, Vec<Slot<Free>>), MemoryError> {
+        let region = Region::new(slot_bytes.saturating_mul(slots))?;
+        let states = (0..slots).map(|_| AtomicU8::new(STATE_FREE)).collect();
+        let slab = Arc::new(Self { region, slot_bytes, states });
+        let tokens = (0..slots)
+            .map(|index| Slot {
+                slab: Some(Arc::clone(&slab)),
+                index,
+                bytes: 0,
+                state: PhantomData,
+            })
+            .collect();
+        Ok((slab, tokens))
+    }
+
+    /// The memory under the slots, for registering it with io_uring or a device.
+    #[must_use]
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The size of one slot in bytes.
+    #[must_use]
+    pub fn slot_bytes(&self) -> usize {
+        self.slot_bytes
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Counts the slots by state. Exact once the threads that move slots have ended.
+    #[must_use]
+    pub fn census(&self) -> SlotCensus {
+        let mut census = SlotCensus::default();
+        for state in &self.states {
+            *match state.load(Ordering::Acquire) {
+                STATE_FREE => &mut census.free,
+                STATE_FILLING => &mut census.filling,
+                STATE_FULL => &mut census.full,
+                STATE_DRAINING => &mut census.draining,
+                _ => &mut census.dropped,
+            } += 1;
+        }
+        census
+    }
+}
+
+/// The one token of a slot, typed by the state the slot is in.
+#[derive(Debug)]
+pub struct Slot<State> {
+    /// `None` only in a token that has become the next one.
+    slab: Option<Arc<Slab>>,
+    index: usize,
+    bytes: usize,
+    state: PhantomData<State>,
+}
+
+impl<State> Slot<State> {
+    /// Which slot of the slab it is.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    fn slab(&self) -> &Arc<Slab> {
+        self.slab.as_ref().expect("a slot that moved on is not used again: `advance` consumes it")
+    }
+
+    fn start(&self) -> *mut u8 {
+        self.slab().region.at(self.index * self.slab().slot_bytes)
+    }
+
+    fn advance<Next>(mut self, state: u8, bytes: usize) -> Slot<Next> {
+        self.slab().states[self.index].store(state, Ordering::Release);
+        Slot { slab: self.slab.take(), index: self.index, bytes, state: PhantomData }
+    }
+}
+
+impl<State> Drop for Slot<State> {
+    fn drop(&mut self) {
+        if let Some(slab) = &self.slab {
+            let state = &slab.states[self.index];
+            if state.load(Ordering::Acquire) != STATE_FREE {
+                state.store(STATE_DROPPED, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Slot<Free> {
+    /// Takes the slot for an engine.
+    #[must_use]
+    pub fn fill(self) -> Slot<Filling> {
+        self.advance(STATE_FILLING, 0)
+    }
+}
+
+impl Slot<Filling> {
+    /// Where to write: valid for [`Slot::capacity`] bytes as long as this token lives.
+    /// Whoever gives the address to the kernel keeps the token until the kernel is done.
+    #[must_use]
+    pub fn address(&self) -> *mut u8 {
+        self.start()
+    }
+
+    /// The size of the slot in bytes.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slab().slot_bytes
+    }
+
+    /// The whole slot, for an engine that fills it by copying.
+    pub fn buffer(&mut self) -> &mut [u8] {
+        // SAFETY: the token is borrowed uniquely, the slot's bytes belong to the token, they are
+        // initialised (the kernel zeroes anonymous memory) and live as long as the slab it holds.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.capacity()) }
+    }
+
+    /// The first `bytes` bytes are there, and nothing writes any more.
+    ///
+    /// # Panics
+    /// If `bytes` is more than the slot holds.
+    #[must_use]
+    pub fn filled(self, bytes: usize) -> Slot<Full> {
+        assert!(bytes <= self.capacity(), "{bytes} bytes in a slot of {}", self.capacity());
+        self.advance(STATE_FULL, bytes)
+    }
+
+    /// Nothing was read into it after all.
+    #[must_use]
+    pub fn abandon(self) -> Slot<Free> {
+        self.advance(STATE_FREE, 0)
+    }
+
+    /// Gives the memory up for the life of the process: for a transfer whose end can't be awaited.
+    pub fn leak(mut self) {
+        if let Some(slab) = self.slab.take() {
+            slab.states[self.index].store(STATE_DROPPED, Ordering::Release);
+            std::mem::forget(slab);
+        }
+    }
+}
+
+impl Slot<Full> {
+    /// Takes the slot for an uploader.
+    #[must_use]
+    pub fn drain(self) -> Slot<Draining> {
+        let bytes = self.bytes;
+        self.advance(STATE_DRAINING, bytes)
+    }
+}
+
+impl Slot<Draining> {
+    /// What the slot holds.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: between `filled` and `release` nothing writes to the slot: its engine gave it
+        // away after the completion, and only `fill` on the free token lets one write again.
+        unsafe { std::slice::from_raw_parts(self.start(), self.bytes) }
+    }
+
+    /// All copies out of it have completed.
+    #[must_use]
+    pub fn release(self) -> Slot<Free> {
+        self.advance(STATE_FREE, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_goes_round_and_keeps_its_bytes() {
+        let (slab, mut free) = Slab::new(4096, 3).unwrap();
+        let mut filling = free.pop().unwrap().fill();
+        assert_eq!(slab.census(), SlotCensus { free: 2, filling: 1, ..SlotCensus::default() });
+        filling.buffer()[..3].copy_from_slice(b"abc");
+        let draining = filling.filled(3).drain();
+        assert_eq!(draining.bytes(), b"abc");
+        free.push(draining.release());
+        assert_eq!(slab.census(), SlotCensus { free: 3, ..SlotCensus::default() });
+    }
+
+    #[test]
+    fn slots_do_not_overlap_and_a_lost_one_is_counted() {
+        let (slab, free) = Slab::new(8192, 2).unwrap();
+        let mut filling: Vec<_> = free.into_iter().map(Slot::fill).collect();
+        for (value, slot) in (1..).zip(&mut filling) {
+            slot.buffer().fill(value);
+        }
+        assert!(filling[0].buffer().iter().all(|&byte| byte == 1));
+        drop(filling);
+        assert_eq!(slab.census(), SlotCensus { dropped: 2, ..SlotCensus::default() });
+    }
+}
