@@ -1,1 +1,17 @@
-//! placeholder
+//! What the tests of the workspace share.
+//!
+//! - [`pattern`]: bytes that are the same on every machine and nowhere alike;
+//! - [`Scratch`]: a folder on a disk that takes direct reads, with files of such bytes;
+//! - [`Load`]: a read job over real files with a stand-in uploader, which checks after every run
+//!   that each byte is right and no slot was lost;
+//! - [`Script`]: what a kernel might have answered instead;
+//! - [`seccomp`]: a kernel that forbids a system call, as container runtimes do.
+
+mod fault;
+mod load;
+mod scratch;
+pub mod seccomp;
+
+pub use fault::{Answer, Rule, Script};
+pub use load::{Landed, Load, cut};
+pub use scratch::{Scratch, pattern};

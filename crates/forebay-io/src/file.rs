@@ -4,7 +4,7 @@ use crate::probe::{DirectAlignment, direct_alignment};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -144,9 +144,19 @@ impl ModelFile {
     /// # Errors
     /// What `read` answers.
     pub fn read_prefix(&self, bytes: u64) -> io::Result<Vec<u8>> {
-        let mut prefix = Vec::new();
-        (&self.buffered).seek(SeekFrom::Start(0))?;
-        (&self.buffered).take(bytes).read_to_end(&mut prefix)?;
+        // By offset, not by the descriptor's position, which all users of this file share.
+        let bytes = usize::try_from(bytes.min(self.bytes())).unwrap_or(usize::MAX);
+        let mut prefix = vec![0; bytes];
+        let mut done = 0;
+        while done < bytes {
+            match self.buffered.read_at(&mut prefix[done..], done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        prefix.truncate(done);
         Ok(prefix)
     }
 

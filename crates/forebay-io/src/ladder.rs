@@ -21,6 +21,9 @@ pub enum Access {
 }
 
 impl Access {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Direct, Self::DontCache, Self::Buffered, Self::Mapped];
+
     /// The name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {

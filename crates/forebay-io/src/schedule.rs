@@ -13,15 +13,18 @@
 //! The next operation always starts at `received`, whatever ended the last one (a short read, a
 //! refusal, an interrupt), so no received byte is read again and none is skipped. A direct read
 //! must start aligned: if a short one leaves `received` off the alignment, the rest of that one
-//! read goes one rung down.
+//! read goes one rung down. What a refusal costs is decided in [`refusals`].
+
+mod refusals;
 
 use crate::failure::{FailureKind, ReadFailure};
-use crate::ladder::{Access, Fallback, Performer, Rung, Step, StepAt};
+use crate::ladder::{Access, Fallback, Performer, Step};
 use forebay_mem::Alignment;
 use nix::errno::Errno;
 use std::sync::Arc;
 
-/// How often in a row an operation may be put off (`EAGAIN`, `EINTR`) before it is an error.
+/// How often in a row an operation may be put off (`EAGAIN`, `EINTR`, `ECANCELED`) before it is an
+/// error.
 const TRIES_MAX: u32 = 10_000;
 
 /// One read of the plan.
@@ -33,7 +36,8 @@ pub struct ReadSpec {
     pub offset: u64,
     /// Its length; aligned likewise, and so perhaps past the end of the file.
     pub bytes: u32,
-    /// How many of these the file has: with that many received, the read is done.
+    /// How many of these the file has: with that many received, the read is done. At least one
+    /// and at most `bytes`.
     pub need_bytes: u32,
     /// The best way to perform it.
     pub access: Access,
@@ -87,6 +91,12 @@ impl ByAccess {
     pub fn get(&self, access: Access) -> u64 {
         self.0[access.index()]
     }
+
+    /// The bytes received in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +105,8 @@ struct Flight {
     received: u32,
     /// The access of the operation in flight.
     access: Access,
+    /// Who has it in flight; not always who performs from here on.
+    performer: Performer,
     /// This read alone is one rung below its file.
     lowered: bool,
     tries: u32,
@@ -141,6 +153,7 @@ impl Schedule {
             refused: [false; 4],
             bytes: ByAccess::default(),
         };
+        debug_assert!(reads.iter().all(|read| (1..=read.bytes).contains(&read.need_bytes)));
         Self {
             reads,
             next: 0,
@@ -157,11 +170,6 @@ impl Schedule {
         }
     }
 
-    /// Makes leaving the performer an error when fallbacks are forbidden: the user named it.
-    pub fn require_performer(&mut self) {
-        self.performer_required = true;
-    }
-
     /// Binds the next read to `slot`. `None` if there is none left, or the load has stopped.
     ///
     /// # Panics
@@ -174,8 +182,15 @@ impl Schedule {
         let read = self.next;
         self.next += 1;
         let access = self.reads[read].access;
-        let flight = Flight { read, received: 0, access, lowered: false, tries: 0, patient: false };
-        self.flights[slot] = Some(flight);
+        self.flights[slot] = Some(Flight {
+            read,
+            received: 0,
+            access,
+            performer: self.performer,
+            lowered: false,
+            tries: 0,
+            patient: false,
+        });
         self.op(slot)
     }
 
@@ -188,6 +203,7 @@ impl Schedule {
         }
         let spec = self.reads[flight.read];
         let offset = spec.offset + u64::from(flight.received);
+        flight.performer = self.performer;
         flight.access = self.effective(&spec, &flight);
         let alignment = self.files[spec.file].direct_offset;
         if flight.access == Access::Direct && !alignment.divides(flight.received.into()) {
@@ -197,12 +213,11 @@ impl Schedule {
                 flight.received,
                 alignment.bytes()
             );
-            self.record(&spec, Access::Direct, Access::DontCache, Errno::EINVAL, offset, reason)?;
+            self.record(&flight, Errno::EINVAL, reason)?;
             flight.lowered = true;
             flight.access = self.effective(&spec, &flight);
         }
         self.flights[slot] = Some(flight);
-        self.ops += 1;
         let until = if flight.access == Access::Direct { spec.bytes } else { spec.need_bytes };
         Some(Op {
             slot,
@@ -222,6 +237,7 @@ impl Schedule {
     /// If nothing is bound to the slot.
     pub fn complete(&mut self, slot: usize, result: Result<u32, Errno>) -> Completion {
         let mut flight = self.flights[slot].expect("an engine completes only what it was given");
+        self.ops += 1;
         if self.failure.is_some() {
             self.flights[slot] = None;
             return Completion::Stop;
@@ -241,67 +257,28 @@ impl Schedule {
                     return Completion::Done { read: flight.read, bytes: flight.received };
                 }
             }
-            Err(errno @ (Errno::EINTR | Errno::EAGAIN)) => {
+            // ECANCELED is how a performer on its way out calls its operations back.
+            Err(errno @ (Errno::EINTR | Errno::EAGAIN | Errno::ECANCELED)) => {
                 flight.tries += 1;
                 flight.patient = errno == Errno::EAGAIN;
                 if flight.tries > TRIES_MAX {
                     self.fail(&flight, FailureKind::Stalled(errno));
                 }
             }
-            // A performer on its way out calls its operations back.
-            Err(Errno::ECANCELED) => {}
             Err(errno) => self.refused(&flight, errno),
         }
         self.flights[slot] = Some(flight);
-        self.resubmitted += 1;
-        let again = self.op(slot);
-        if again.is_none() {
+        let Some(again) = self.op(slot) else {
             self.flights[slot] = None;
-        }
-        again.map_or(Completion::Stop, Completion::Again)
+            return Completion::Stop;
+        };
+        self.resubmitted += 1;
+        Completion::Again(again)
     }
 
     /// Stops the load: `start` and `op` yield nothing more. The first cause stays.
     pub fn stop(&mut self, failure: ReadFailure) {
         self.failure.get_or_insert(failure);
-    }
-
-    /// Takes a rung of one file away before the first read, because the open was refused.
-    pub fn refuse_at_open(&mut self, file: usize, access: Access, errno: Errno, reason: &str) {
-        let Some(to) = access.below() else { return };
-        if self.fallback == Fallback::Forbidden {
-            let kind = FailureKind::FallbackForbidden { errno, access, performer: self.performer };
-            return self.stop(ReadFailure { kind, read: None, file: Some(file), offset: 0 });
-        }
-        self.files[file].refused[access.index()] = true;
-        let (from, to) = (Rung::Access(access), Rung::Access(to));
-        let reason = reason.to_owned();
-        let at = StepAt::Open;
-        self.steps.push(Step { file: Some(file), from, to, errno, at, offset: None, reason });
-    }
-
-    /// Records that an engine did without something it wanted for itself.
-    pub fn note_setup(&mut self, from: Rung, to: Rung, errno: Errno, reason: &str) {
-        let reason = reason.to_owned();
-        let at = StepAt::Setup;
-        self.steps.push(Step { file: None, from, to, errno, at, offset: None, reason });
-    }
-
-    /// Leaves the performer for the next one, because it can't be set up or refused a read.
-    pub fn leave_performer(&mut self, errno: Errno, at: StepAt, offset: Option<u64>, reason: &str) {
-        if self.performer == Performer::Threads || self.failure.is_some() {
-            return;
-        }
-        if self.performer_required && self.fallback == Fallback::Forbidden {
-            let (performer, access) = (self.performer, Access::Direct);
-            let kind = FailureKind::FallbackForbidden { errno, access, performer };
-            let offset = offset.unwrap_or(0);
-            return self.stop(ReadFailure { kind, read: None, file: None, offset });
-        }
-        let (from, to) = (Rung::Performer(self.performer), Rung::Performer(Performer::Threads));
-        let reason = reason.to_owned();
-        self.steps.push(Step { file: None, from, to, errno, at, offset, reason });
-        self.performer = Performer::Threads;
     }
 
     /// Who is to perform the operations from here on.
@@ -340,7 +317,7 @@ impl Schedule {
         self.files[file].bytes
     }
 
-    /// Operations issued, and how many of them continued a read rather than starting it.
+    /// Operations performed, and how many of them continued a read rather than starting it.
     #[must_use]
     pub fn op_counts(&self) -> (u64, u64) {
         (self.ops, self.resubmitted)
@@ -350,76 +327,6 @@ impl Schedule {
     #[must_use]
     pub fn reads(&self) -> &[ReadSpec] {
         &self.reads
-    }
-
-    /// The best access that the file has not refused.
-    fn effective(&self, spec: &ReadSpec, flight: &Flight) -> Access {
-        let refused = &self.files[spec.file].refused;
-        let mut access = spec.access;
-        while refused[access.index()] || (flight.lowered && access == Access::Direct) {
-            match access.below() {
-                Some(below) => access = below,
-                None => break,
-            }
-        }
-        access
-    }
-
-    /// A refusal that another rung may not share, or an error that none would mend.
-    fn refused(&mut self, flight: &Flight, errno: Errno) {
-        let spec = self.reads[flight.read];
-        let offset = spec.offset + u64::from(flight.received);
-        let on_ring = self.performer == Performer::Uring;
-        match errno {
-            Errno::EPERM | Errno::ENOSYS if on_ring => {
-                let reason = "io_uring may not read this file";
-                self.leave_performer(errno, StepAt::Read, Some(offset), reason);
-            }
-            Errno::EINVAL | Errno::EFAULT | Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSYS => {
-                let state = &self.files[spec.file];
-                if state.refused[flight.access.index()] {
-                    return; // Another read of this file has taken the step already.
-                }
-                match flight.access.below() {
-                    Some(to) => {
-                        let reason = format!("{} read refused", flight.access.name());
-                        let from = flight.access;
-                        if self.record(&spec, from, to, errno, offset, reason).is_some() {
-                            self.files[spec.file].refused[from.index()] = true;
-                        }
-                    }
-                    None if on_ring => {
-                        let reason = "even a buffered read was refused";
-                        self.leave_performer(errno, StepAt::Read, Some(offset), reason);
-                    }
-                    None => self.fail(flight, FailureKind::Errno(errno)),
-                }
-            }
-            _ => self.fail(flight, FailureKind::Errno(errno)),
-        }
-    }
-
-    /// Records a step of access at a read; `None` if steps are forbidden, and the load stops.
-    fn record(
-        &mut self,
-        spec: &ReadSpec,
-        from: Access,
-        to: Access,
-        errno: Errno,
-        offset: u64,
-        reason: String,
-    ) -> Option<()> {
-        let file = Some(spec.file);
-        if self.fallback == Fallback::Forbidden {
-            let performer = self.performer;
-            let kind = FailureKind::FallbackForbidden { errno, access: from, performer };
-            self.stop(ReadFailure { kind, read: None, file, offset });
-            return None;
-        }
-        let (from, to) = (Rung::Access(from), Rung::Access(to));
-        let at = StepAt::Read;
-        self.steps.push(Step { file, from, to, errno, at, offset: Some(offset), reason });
-        Some(())
     }
 
     fn fail(&mut self, flight: &Flight, kind: FailureKind) {

@@ -1,1 +1,63 @@
-//! placeholder
+//! forebay moves model weights from storage to where they are computed on, at the rate the
+//! hardware allows, each backend its own way.
+//!
+//! ```no_run
+//! use forebay::Loader;
+//!
+//! let mut load = Loader::new("model.safetensors").start()?;
+//! for tensor in &mut load {
+//!     let tensor = tensor?; // whole, where it belongs, while the rest is still on its way
+//!     println!("{} {} {:?} on {}", tensor.name(), tensor.dtype(), tensor.shape(), tensor.backend());
+//! }
+//! let loaded = load.finish()?;
+//! println!("{:.2} GiB/s", loaded.report().read.gib_per_s);
+//! # Ok::<(), forebay::Error>(())
+//! ```
+//!
+//! # The way of the data
+//!
+//! ```text
+//! source → catalog → policy → plan → schedule → engine → slot → copy → place
+//! ```
+//!
+//! A [`Model`] is the opened source and its catalog. [`Options`] is the policy: which tensor goes
+//! to which [`Backend`], and how each backend loads. [`Plan`] is what will happen, as plain data,
+//! with the reasons; nothing of a tensor has been read by then. [`Load`] runs it: an iterator of
+//! tensors as they land. [`Loaded`] owns them all and the [`LoadReport`].
+//!
+//! # Promises
+//!
+//! - A tensor is handed out whole and right, or not at all.
+//! - What the machine refuses is stepped down exactly and recorded in the report.
+//! - Dropping a [`Load`], cancelling it, or a panic in your callback stops it; when the drop
+//!   returns, no read is in flight and no thread of ours runs.
+//! - Staging memory is what the plan says, never more.
+
+mod backend;
+mod digest;
+mod error;
+mod loaded;
+mod loader;
+mod mode;
+mod model;
+mod pipeline;
+mod plan;
+mod policy;
+mod report;
+mod source;
+
+pub use backend::{Backend, DeviceChoice};
+pub use digest::sha256_hex;
+pub use error::{Error, ReadContext};
+pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
+pub use forebay_io::Cancel;
+pub use loaded::{Loaded, Tensor};
+pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Reclaim};
+pub use mode::{LoadMode, ModeSpec};
+pub use model::Model;
+pub use pipeline::{Load, Progress};
+pub use plan::{BackendPlan, FilePlan, Plan};
+pub use report::{
+    BackendReport, FallbackReport, FileReport, LoadReport, MemoryReport, ModelSummary, PlanReport,
+    PlannedFile, ReadReport, StallReport, TimeReport, UploadReport,
+};

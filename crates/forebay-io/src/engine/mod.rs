@@ -84,6 +84,7 @@ impl ReadJob {
         let mut stats = ReadStats::default();
         let started = Instant::now();
         let mut carried = Vec::new();
+        self.refuse_unopened();
         if self.schedule.performer() == Performer::Uring && !self.is_over() {
             carried = uring::run(&mut self, &mut stats);
         }
@@ -98,6 +99,20 @@ impl ReadJob {
         ReadOutcome { schedule: self.schedule, stats }
     }
 
+    /// Steps files down that could not be opened for the direct reads planned for them, if nobody
+    /// has yet: an engine has no descriptor to perform those with.
+    fn refuse_unopened(&mut self) {
+        let mut wanted = vec![false; self.files.len()];
+        let direct = self.schedule.reads().iter().filter(|read| read.access == Access::Direct);
+        direct.for_each(|read| wanted[read.file] = true);
+        for (file, model) in self.files.iter().enumerate().filter(|(file, _)| wanted[*file]) {
+            if let Err(errno) = model.direct() {
+                let reason = "the file can't be opened for direct reads";
+                self.schedule.refuse_at_open(file, Access::Direct, errno, reason);
+            }
+        }
+    }
+
     fn is_over(&self) -> bool {
         self.schedule.is_done() || self.schedule.failure().is_some()
     }
@@ -106,7 +121,8 @@ impl ReadJob {
     /// did not mean to leave.
     fn tidy_cache(&self, read: usize, access: Access) {
         let spec = self.schedule.reads()[read];
-        if access == Access::Buffered && spec.access == Access::Direct {
+        let bypasses_cache = matches!(spec.access, Access::Direct | Access::DontCache);
+        if access == Access::Buffered && bypasses_cache {
             let end = spec.offset + u64::from(spec.bytes);
             // Advice: where it is refused the cache stays warm, which harms nobody's bytes.
             let _ = drop_cached(self.files[spec.file].buffered(), spec.offset..end);

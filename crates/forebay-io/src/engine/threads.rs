@@ -9,7 +9,7 @@ use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
 use crate::ladder::Access;
 use crate::schedule::{Completion, Op, Schedule};
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded};
 use forebay_mem::{Filling, Slot};
 use nix::errno::Errno;
 use std::os::fd::AsRawFd;
@@ -26,16 +26,28 @@ pub(super) const RWF_DONTCACHE: i32 = 0x80;
 
 struct Shared {
     job: Mutex<ReadJob>,
+    /// Dropped when nothing more will be started, which wakes the threads that wait for a slot.
+    starting: Mutex<Option<Sender<()>>>,
+    all_started: Receiver<()>,
     carried: Mutex<Vec<Slot<Filling>>>,
     waited_ns: AtomicU64,
     reclaimed_bytes: AtomicU64,
 }
 
+impl Shared {
+    fn start_no_more(&self) {
+        drop(self.starting.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
 /// Performs what is left of the job, beginning with the slots that another engine had begun.
 pub(super) fn run(job: ReadJob, carried: Vec<Slot<Filling>>) -> (Schedule, ReadStats) {
     let threads = job.queue_depth.clamp(1, THREADS_MAX);
+    let (starting, all_started) = bounded(0);
     let shared = Shared {
         job: Mutex::new(job),
+        starting: Mutex::new(Some(starting)),
+        all_started,
         carried: Mutex::new(carried),
         waited_ns: AtomicU64::new(0),
         reclaimed_bytes: AtomicU64::new(0),
@@ -69,34 +81,55 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
         let op = lock().schedule.op(slot.index())?;
         return Some((slot, op));
     }
-    let (free, cancel) = {
-        let job = lock();
-        (job.free.clone(), job.cancel.clone())
-    };
+    let free = lock().free.clone();
+    let mut wake = Select::new();
+    wake.recv(&free);
+    wake.recv(&shared.all_started);
     let started = Instant::now();
-    let slot = loop {
-        {
-            let mut job = lock();
-            if cancel.is_cancelled() {
-                job.schedule.stop(cancelled());
+    loop {
+        match begin(shared, &mut lock()) {
+            Begin::Started(slot, op) => {
+                let waited_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                shared.waited_ns.fetch_add(waited_ns, Ordering::Relaxed);
+                return Some((slot, op));
             }
-            if job.schedule.is_all_started() || job.schedule.failure().is_some() {
-                return None;
-            }
+            Begin::Over => return None,
+            // Whatever wakes us, or nothing in time: the state of the job says what to do.
+            Begin::NoSlot => drop(wake.ready_timeout(CANCEL_POLL)),
         }
-        match free.recv_timeout(CANCEL_POLL) {
-            Ok(slot) => break slot.fill(),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                lock().schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
-                return None;
-            }
+    }
+}
+
+/// What came of trying to begin a read.
+enum Begin {
+    Started(Slot<Filling>, Op),
+    NoSlot,
+    /// All reads are started, or the job has stopped.
+    Over,
+}
+
+/// Takes a free slot and starts a read in it, both under one lock: a thread that took a slot and
+/// then found nothing left to start would have nowhere to put it back.
+fn begin(shared: &Shared, job: &mut ReadJob) -> Begin {
+    if job.cancel.is_cancelled() {
+        job.schedule.stop(cancelled());
+    }
+    if job.schedule.is_all_started() || job.schedule.failure().is_some() {
+        return Begin::Over;
+    }
+    let slot = match job.free.try_recv() {
+        Ok(slot) => slot.fill(),
+        Err(TryRecvError::Empty) => return Begin::NoSlot,
+        Err(TryRecvError::Disconnected) => {
+            job.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
+            return Begin::Over;
         }
     };
-    let waited_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    shared.waited_ns.fetch_add(waited_ns, Ordering::Relaxed);
-    let op = lock().schedule.start(slot.index())?;
-    Some((slot, op))
+    let Some(op) = job.schedule.start(slot.index()) else { return Begin::Over };
+    if job.schedule.is_all_started() {
+        shared.start_no_more();
+    }
+    Begin::Started(slot, op)
 }
 
 fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
@@ -117,7 +150,7 @@ fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
                 return;
             }
             Completion::Again(again) => op = again,
-            Completion::Stop => return,
+            Completion::Stop => return shared.start_no_more(),
         }
     }
 }

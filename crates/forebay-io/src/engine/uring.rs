@@ -77,8 +77,12 @@ fn build(entries: u32) -> Result<(IoUring, bool), Errno> {
 pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>> {
     let depth = job.queue_depth.clamp(1, job.slab.slots().max(1));
     let entries = u32::try_from(depth + 1).unwrap_or(u32::MAX);
-    let mut ring = match build(entries) {
-        Ok((ring, _)) => Ring::new(ring, Arc::clone(&job.slab), Arc::clone(&job.files)),
+    let (mut ring, depth) = match build(entries) {
+        Ok((ring, _)) => {
+            // The kernel clamps the size; one entry is for the cancel request.
+            let depth = depth.min(ring.params().sq_entries() as usize - 1);
+            (Ring::new(ring, Arc::clone(&job.slab), Arc::clone(&job.files)), depth)
+        }
         Err(errno) => {
             let reason = "io_uring can't be set up here";
             job.schedule.leave_performer(errno, StepAt::Setup, None, reason);
@@ -97,7 +101,12 @@ pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>
     stats.registered_files = ring.has_files;
     let mut carried = Vec::new();
     while step(job, &mut ring, depth, stats, &mut carried) {}
-    for (slot, result) in ring.drain() {
+    let drained = ring.drain();
+    if let Some(errno) = ring.lost {
+        // Their reads are bound to slots that nobody will complete: no other engine can finish.
+        job.schedule.stop(ReadFailure::general(FailureKind::Errno(errno)));
+    }
+    for (slot, result) in drained {
         settle(job, &mut ring, slot, result, &mut carried);
     }
     carried
@@ -191,6 +200,8 @@ struct Ring {
     slots: Vec<Option<Slot<Filling>>>,
     ops: Vec<Option<Op>>,
     in_flight: usize,
+    /// Why the ring stopped answering while the kernel had reads; their slots are leaked.
+    lost: Option<Errno>,
     /// How many slots share a registered buffer; `None` if there are none registered.
     slots_per_buffer: Option<usize>,
     has_files: bool,
@@ -208,6 +219,7 @@ impl Ring {
             slots: (0..slots).map(|_| None).collect(),
             ops: vec![None; slots],
             in_flight: 0,
+            lost: None,
             slots_per_buffer: None,
             has_files: false,
         }
@@ -328,21 +340,42 @@ impl Ring {
     /// came of it. Afterwards nothing is in flight.
     fn drain(&mut self) -> Vec<(Slot<Filling>, Result<u32, Errno>)> {
         let mut drained = Vec::new();
+        let mut cancels = 0;
         if self.in_flight > 0 {
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
             // SAFETY: a cancel request refers to no memory. If the queue has no room for it, the
             // reads just run to their end.
-            let _ = unsafe { self.ring.submission().push(&cancel.user_data(CANCEL_ID)) };
+            let pushed = unsafe { self.ring.submission().push(&cancel.user_data(CANCEL_ID)) };
+            cancels = usize::from(pushed.is_ok());
         }
         while self.in_flight > 0 {
-            if self.submit_and_wait().is_err() {
-                // The ring no longer answers: nobody can tell when the kernel stops writing.
-                self.slots.iter_mut().filter_map(Option::take).for_each(Slot::leak);
-                self.in_flight = 0;
-            }
+            let waited = self.submit_and_wait();
             drained.extend(self.reap());
+            if let Err(errno) = waited {
+                drained.extend(self.give_up(errno, cancels));
+            }
         }
         drained
+    }
+
+    /// The ring no longer answers. Reads that still stand in its queue (with `cancels` requests
+    /// behind them) were never begun: they are called back. If the kernel took any, nobody can
+    /// tell when it stops writing, and the memory is leaked.
+    fn give_up(
+        &mut self,
+        errno: Errno,
+        cancels: usize,
+    ) -> Vec<(Slot<Filling>, Result<u32, Errno>)> {
+        let queued = self.ring.submission().len().saturating_sub(cancels);
+        let untouched = queued == self.in_flight;
+        self.in_flight = 0;
+        let slots = self.slots.iter_mut().filter_map(Option::take);
+        if untouched {
+            return slots.map(|slot| (slot, Err(Errno::ECANCELED))).collect();
+        }
+        slots.for_each(Slot::leak);
+        self.lost = Some(errno);
+        Vec::new()
     }
 }
 

@@ -1,0 +1,295 @@
+//! The command line.
+
+use crate::size;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use forebay::{
+    DeviceChoice, EngineChoice, GpuLayers, LoadMode, ModeSpec, Options, PlaceRule, Reclaim,
+};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Moves model weights from NVMe to where they are computed on, at the rate the hardware allows.
+#[derive(Parser)]
+#[command(name = "forebay", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// List the tensors of a model
+    Inspect(InspectArguments),
+    /// Say what `load` would do and why, reading no tensor
+    Plan(PlanArguments),
+    /// Stream every tensor to its backend and report
+    Load(LoadArguments),
+    /// Compare load modes on one model, beside the storage's ceiling
+    Bench(BenchArguments),
+    /// Say what this machine and this path can do, and what to change
+    Doctor(DoctorArguments),
+    /// Compare every tensor, where it landed, with a manifest of digests
+    Verify(VerifyArguments),
+    /// Write a valid model of realistic shapes
+    Synth(SynthArguments),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the man page
+    Man,
+}
+
+#[derive(Args)]
+pub(crate) struct InspectArguments {
+    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    pub(crate) model: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print the model's metadata too
+    #[arg(long)]
+    pub(crate) metadata: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArguments {
+    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArguments,
+    /// Accepted, and without effect here
+    #[arg(long, hide = true)]
+    pub(crate) digest: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct LoadArguments {
+    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArguments,
+    /// sha256 of every tensor's bytes, read back from where they landed
+    #[arg(long)]
+    pub(crate) digest: bool,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArguments {
+    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    pub(crate) model: PathBuf,
+    /// Lines of `sha256  name`
+    #[arg(long)]
+    pub(crate) manifest: PathBuf,
+    /// Write the manifest instead of comparing with it
+    #[arg(long)]
+    pub(crate) write: bool,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArguments,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArguments {
+    /// A file or folder whose storage is looked at
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct SynthArguments {
+    /// The file to write
+    pub(crate) out: PathBuf,
+    /// About how large it shall be
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) size: u64,
+    /// gguf or safetensors; by default what the file's name ends in
+    #[arg(long)]
+    pub(crate) format: Option<SynthFormat>,
+    /// The same seed writes the same bytes
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SynthFormat {
+    Gguf,
+    Safetensors,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArguments {
+    /// The model to load; a synthetic one is made in a temporary folder if none is given
+    pub(crate) model: Option<PathBuf>,
+    /// The size of the synthetic model
+    #[arg(long, default_value = "1GiB", value_parser = size::parse, conflicts_with = "model")]
+    pub(crate) size: u64,
+    /// Where the temporary folder for it is made
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) dir: Option<PathBuf>,
+    /// How often each row is measured; medians are shown
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Where tensors go
+    #[arg(long, default_value = "auto", value_parser = parse::<DeviceChoice>)]
+    pub(crate) device: DeviceChoice,
+    /// The load modes to compare
+    #[arg(long, value_delimiter = ',', default_value = "auto,dio,none,mmap", value_parser = parse::<LoadMode>)]
+    pub(crate) modes: Vec<LoadMode>,
+    /// From storage, from the page cache, or both
+    #[arg(long, default_value = "both")]
+    pub(crate) cache: CacheChoice,
+    /// Passed on to every load
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) staging: Option<u64>,
+    /// Passed on to every load
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) chunk: Option<u64>,
+    /// Passed on to every load
+    #[arg(long)]
+    pub(crate) queue_depth: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CacheChoice {
+    Cold,
+    Warm,
+    Both,
+}
+
+fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
+    text.parse()
+}
+
+/// The flags that `plan`, `load` and `verify` share.
+#[derive(Args)]
+pub(crate) struct PolicyArguments {
+    /// Where offloaded tensors go: auto, host, cuda, cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse::<DeviceChoice>)]
+    device: DeviceChoice,
+    /// How many layers are offloaded (the last ones first), or all
+    #[arg(long, visible_alias = "ngl", default_value = "all", value_parser = parse::<GpuLayers>)]
+    gpu_layers: GpuLayers,
+    /// Where tensors of matching names go: device, host, cuda:N or cpu; the first match wins
+    #[arg(long, value_name = "REGEX=BACKEND", value_parser = parse::<PlaceRule>)]
+    place: Vec<PlaceRule>,
+    /// auto, none, mmap, mlock, mlock-strict or dio; for all, or cuda=dio,cpu=mmap [short: -lm]
+    #[arg(long, value_name = "SPEC", value_parser = parse::<ModeSpec>)]
+    load_mode: Option<ModeSpec>,
+    /// llama.cpp's spelling of --load-mode mmap
+    #[arg(long, hide_short_help = true)]
+    mmap: bool,
+    /// llama.cpp's spelling of --load-mode none
+    #[arg(long, hide_short_help = true)]
+    no_mmap: bool,
+    /// llama.cpp's spelling of --load-mode mlock
+    #[arg(long, hide_short_help = true)]
+    mlock: bool,
+    /// llama.cpp's spelling of --load-mode dio
+    #[arg(long, hide_short_help = true)]
+    direct_io: bool,
+    /// llama.cpp's spelling of --load-mode mmap
+    #[arg(long, hide_short_help = true)]
+    no_direct_io: bool,
+    /// A mode that can't be had is an error instead of a recorded step down
+    #[arg(long)]
+    no_fallback: bool,
+    /// Who performs the reads: auto, uring or threads
+    #[arg(long, default_value = "auto", value_parser = parse::<EngineChoice>)]
+    engine: EngineChoice,
+    /// The size of one read
+    #[arg(long, value_name = "SIZE", value_parser = size_or_auto)]
+    chunk: Option<Sized>,
+    /// Reads in flight
+    #[arg(long, value_name = "N", value_parser = count_or_auto)]
+    queue_depth: Option<Counted>,
+    /// All staging memory
+    #[arg(long, value_name = "SIZE", value_parser = size_or_auto)]
+    staging: Option<Sized>,
+    /// Give back mapped pages whose bytes were copied elsewhere: auto, on or off
+    #[arg(long, default_value = "auto", value_parser = parse::<Reclaim>)]
+    reclaim: Reclaim,
+}
+
+/// A size, or `None` for `auto`.
+#[derive(Clone, Copy)]
+struct Sized(Option<u64>);
+/// A count, or `None` for `auto`.
+#[derive(Clone, Copy)]
+struct Counted(Option<usize>);
+
+fn size_or_auto(text: &str) -> Result<Sized, String> {
+    if text == "auto" { Ok(Sized(None)) } else { size::parse(text).map(|size| Sized(Some(size))) }
+}
+
+fn count_or_auto(text: &str) -> Result<Counted, String> {
+    if text == "auto" {
+        return Ok(Counted(None));
+    }
+    text.parse().map(|count| Counted(Some(count))).map_err(|_| format!("'{text}' is no number"))
+}
+
+impl PolicyArguments {
+    /// The options for the library. Says on standard error what replaces an old flag.
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            device: self.device,
+            gpu_layers: self.gpu_layers,
+            place: self.place.clone(),
+            load_mode: self.load_mode(),
+            no_fallback: self.no_fallback,
+            engine: self.engine,
+            chunk_bytes: self.chunk.and_then(|chunk| chunk.0),
+            queue_depth: self.queue_depth.and_then(|depth| depth.0),
+            staging_bytes: self.staging.and_then(|staging| staging.0),
+            reclaim: self.reclaim,
+        }
+    }
+
+    fn load_mode(&self) -> ModeSpec {
+        // The most particular of llama.cpp's flags counts, as it does there.
+        let old = [
+            (self.direct_io, "--direct-io", LoadMode::Dio),
+            (self.mlock, "--mlock", LoadMode::Mlock),
+            (self.mmap, "--mmap", LoadMode::Mmap),
+            (self.no_mmap, "--no-mmap", LoadMode::None),
+            (self.no_direct_io, "--no-direct-io", LoadMode::Mmap),
+        ];
+        let mut chosen = None;
+        for (given, flag, mode) in old {
+            if given {
+                let ignored = if self.load_mode.is_some() { "; --load-mode wins" } else { "" };
+                eprintln!("notice: {flag} is --load-mode {mode} here{ignored}");
+                chosen.get_or_insert(mode);
+            }
+        }
+        self.load_mode.clone().or(chosen.map(ModeSpec::all)).unwrap_or_default()
+    }
+}
+
+/// `-lm` is two letters, as llama.cpp's short flags are; clap knows only one.
+pub(crate) fn with_long_load_mode(
+    arguments: impl Iterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    arguments.map(|argument| match argument.to_str() {
+        Some("-lm") => "--load-mode".into(),
+        Some(text) if text.starts_with("-lm=") => format!("--load-mode={}", &text[4..]).into(),
+        _ => argument,
+    })
+}

@@ -1,0 +1,326 @@
+//! `forebay bench`: load modes against each other and against the storage's ceiling.
+//!
+//! Every load runs in a process of its own, so that its CPU time and peak memory are its alone;
+//! rounds are interleaved, so that what else the machine does hits every row alike; medians are
+//! shown.
+
+use crate::args::{BenchArguments, CacheChoice, SynthFormat};
+use crate::ceiling::{self, SHAPES, Shape};
+use crate::commands::synth;
+use crate::failure::Failure;
+use crate::{output, size};
+use forebay::{LoadMode, Model, ModelSummary};
+use forebay_io::cache;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use serde::Serialize;
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+#[derive(Serialize)]
+struct BenchReport {
+    model: ModelSummary,
+    ceiling: Ceiling,
+    repeat: u32,
+    rows: Vec<Row>,
+    runs: Vec<Run>,
+    ceiling_runs: Vec<Ceiling>,
+}
+
+#[derive(Clone, Serialize)]
+struct Ceiling {
+    gib_per_s: f64,
+    shape: String,
+}
+
+#[derive(Serialize)]
+struct Row {
+    mode: &'static str,
+    device: String,
+    cache: &'static str,
+    gib_per_s: f64,
+    of_ceiling: f64,
+    cpu_s_per_gib: f64,
+    peak_rss_bytes: u64,
+    page_cache_left: f64,
+}
+
+#[derive(Clone, Serialize)]
+struct Run {
+    mode: &'static str,
+    cache: &'static str,
+    round: u32,
+    seconds: f64,
+    gib_per_s: f64,
+    cpu_s_per_gib: f64,
+    peak_rss_bytes: u64,
+    page_cache_left: f64,
+    #[serde(skip)]
+    device: String,
+}
+
+pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
+    let (path, _folder) = match &arguments.model {
+        Some(path) => (path.clone(), None),
+        None => {
+            let (path, folder) = synthesise(arguments)?;
+            (path, Some(folder))
+        }
+    };
+    let model = Model::open(&path)?;
+    let files: Vec<PathBuf> =
+        (0..model.catalog().files().len()).map(|file| model.file_path(file).to_owned()).collect();
+    let caches: &[&'static str] = match arguments.cache {
+        CacheChoice::Cold => &["cold"],
+        CacheChoice::Warm => &["warm"],
+        CacheChoice::Both => &["cold", "warm"],
+    };
+    let mut runs = Vec::new();
+    let mut ceilings = Vec::new();
+    for round in 1..=arguments.repeat {
+        for shape in SHAPES {
+            drop_caches(&files)?;
+            ceilings.push(ceiling_run(&files, shape)?);
+        }
+        for &cache in caches {
+            for &mode in &arguments.modes {
+                eprintln!("round {round} of {}: {mode}, {cache}", arguments.repeat);
+                runs.push(measure(arguments, &path, &files, mode, cache, round)?);
+            }
+        }
+    }
+    let report = summarise(arguments, &model, caches, runs, ceilings);
+    if arguments.json { output::json(&report) } else { show(&report) }
+}
+
+/// A model in a temporary folder that goes away with the handle.
+fn synthesise(arguments: &BenchArguments) -> Result<(PathBuf, tempfile::TempDir), Failure> {
+    let place = arguments.dir.clone().unwrap_or_else(|| {
+        // /tmp is often memory, which would measure no storage.
+        let lasting = PathBuf::from("/var/tmp");
+        if lasting.is_dir() { lasting } else { std::env::temp_dir() }
+    });
+    let no_folder = |error: std::io::Error| {
+        Failure::caused(format!("{}: no temporary folder can be made", place.display()), &error)
+    };
+    let folder = tempfile::Builder::new().prefix("forebay-bench-").tempdir_in(&place);
+    let folder = folder.map_err(no_folder)?;
+    let path = folder.path().join("synthetic.gguf");
+    eprintln!("writing a synthetic model of {} to {}", size::show(arguments.size), path.display());
+    synth::write(&path, arguments.size, SynthFormat::Gguf, 0)?;
+    Ok((path, folder))
+}
+
+fn ceiling_run(files: &[PathBuf], shape: Shape) -> Result<Ceiling, Failure> {
+    Ok(Ceiling { gib_per_s: ceiling::measure(files, shape)?, shape: shape.name() })
+}
+
+fn measure(
+    arguments: &BenchArguments,
+    model: &Path,
+    files: &[PathBuf],
+    mode: LoadMode,
+    cache: &'static str,
+    round: u32,
+) -> Result<Run, Failure> {
+    match cache {
+        "cold" => drop_caches(files)?,
+        _ => warm_caches(files)?,
+    }
+    let before = children_cpu_s()?;
+    let report = load_in_child(arguments, model, mode)?;
+    let cpu_s = children_cpu_s()? - before;
+    let number = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let bytes = number("/model/bytes") / f64::from(1_u32 << 30);
+    let seconds = number("/time/total_s");
+    let peak = report.pointer("/memory/peak_rss_bytes").and_then(Value::as_u64);
+    let device = report.pointer("/backends/0/backend").and_then(Value::as_str);
+    Ok(Run {
+        mode: mode.name(),
+        cache,
+        round,
+        seconds,
+        gib_per_s: bytes / seconds,
+        cpu_s_per_gib: cpu_s / bytes,
+        peak_rss_bytes: peak.unwrap_or(0),
+        page_cache_left: cached_share(files)?,
+        device: device.unwrap_or("none").to_owned(),
+    })
+}
+
+/// Runs `forebay load --json` and returns its report.
+fn load_in_child(
+    arguments: &BenchArguments,
+    model: &Path,
+    mode: LoadMode,
+) -> Result<Value, Failure> {
+    let failed =
+        |error: &dyn std::error::Error| Failure::caused("a load of the bench failed", error);
+    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let mut command = Command::new(program);
+    command.arg("load").arg(model).args(["--json", "--load-mode", mode.name()]);
+    let device = match arguments.device {
+        forebay::DeviceChoice::Auto => "auto".to_owned(),
+        forebay::DeviceChoice::Device(device) => device.to_string(),
+    };
+    command.args(["--device", &device]);
+    let sizes = [("--staging", arguments.staging), ("--chunk", arguments.chunk)];
+    for (flag, bytes) in sizes {
+        if let Some(bytes) = bytes {
+            command.arg(flag).arg(bytes.to_string());
+        }
+    }
+    if let Some(depth) = arguments.queue_depth {
+        command.arg("--queue-depth").arg(depth.to_string());
+    }
+    let output = command.stdin(Stdio::null()).output().map_err(|error| failed(&error))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let message = format!("a load of the bench failed: {}", said.trim());
+        return Err(Failure::new(message, None));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(&error))
+}
+
+/// CPU seconds, user and system, of all children that have ended.
+fn children_cpu_s() -> Result<f64, Failure> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)
+        .map_err(|errno| Failure::caused("no CPU times of child processes", &errno))?;
+    let microseconds =
+        usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    #[allow(clippy::cast_precision_loss, reason = "seconds for a table")]
+    Ok(microseconds as f64 / 1e6)
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    File::open(path)
+        .map_err(|error| Failure::caused(format!("{}: can't be opened", path.display()), &error))
+}
+
+fn drop_caches(files: &[PathBuf]) -> Result<(), Failure> {
+    for path in files {
+        let file = open(path)?;
+        // Dirty pages can't be dropped; a read-only mount has none to sync.
+        let _ = file.sync_all();
+        cache::drop_cached(&file, 0..0)
+            .map_err(|errno| Failure::caused("the page cache can't be dropped", &errno))?;
+    }
+    let left = cached_share(files)?;
+    if left > 0.01 {
+        eprintln!(
+            "notice: {:.0} % of the model stays in the page cache; cold rows are not cold",
+            left * 100.0
+        );
+    }
+    Ok(())
+}
+
+fn warm_caches(files: &[PathBuf]) -> Result<(), Failure> {
+    if cached_share(files)? > 0.999 {
+        return Ok(());
+    }
+    let mut buffer = vec![0; 4 << 20];
+    for path in files {
+        let mut file = open(path)?;
+        while file
+            .read(&mut buffer)
+            .map_err(|error| Failure::caused("the model can't be read", &error))?
+            > 0
+        {}
+    }
+    Ok(())
+}
+
+/// How much of the files is in the page cache, 0 to 1.
+fn cached_share(files: &[PathBuf]) -> Result<f64, Failure> {
+    let (mut cached, mut all) = (0, 0);
+    for path in files {
+        let file = open(path)?;
+        let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        cached += cache::cached_bytes(&file, 0..bytes).unwrap_or(0).min(bytes);
+        all += bytes;
+    }
+    Ok(if all == 0 { 0.0 } else { output::gib(cached) / output::gib(all) })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+fn summarise(
+    arguments: &BenchArguments,
+    model: &Model,
+    caches: &[&'static str],
+    runs: Vec<Run>,
+    ceiling_runs: Vec<Ceiling>,
+) -> BenchReport {
+    let of_shape = |shape: Shape| {
+        let rates = ceiling_runs.iter().filter(|run| run.shape == shape.name());
+        Ceiling { gib_per_s: median(rates.map(|run| run.gib_per_s).collect()), shape: shape.name() }
+    };
+    let best = SHAPES.map(of_shape).into_iter().max_by(|a, b| a.gib_per_s.total_cmp(&b.gib_per_s));
+    let ceiling = best.unwrap_or(Ceiling { gib_per_s: f64::NAN, shape: String::new() });
+    let mut rows = Vec::new();
+    for &cache in caches {
+        for &mode in &arguments.modes {
+            let own: Vec<&Run> =
+                runs.iter().filter(|run| run.mode == mode.name() && run.cache == cache).collect();
+            let of = |value: fn(&Run) -> f64| median(own.iter().map(|run| value(run)).collect());
+            let gib_per_s = of(|run| run.gib_per_s);
+            rows.push(Row {
+                mode: mode.name(),
+                device: own.first().map(|run| run.device.clone()).unwrap_or_default(),
+                cache,
+                gib_per_s,
+                of_ceiling: gib_per_s / ceiling.gib_per_s,
+                cpu_s_per_gib: of(|run| run.cpu_s_per_gib),
+                peak_rss_bytes: own.iter().map(|run| run.peak_rss_bytes).max().unwrap_or(0),
+                page_cache_left: of(|run| run.page_cache_left),
+            });
+        }
+    }
+    let catalog = model.catalog();
+    let model = ModelSummary {
+        format: catalog.format(),
+        files: catalog.files().len(),
+        tensors: catalog.tensors().len(),
+        bytes: catalog.bytes(),
+    };
+    BenchReport { model, ceiling, repeat: arguments.repeat, rows, runs, ceiling_runs }
+}
+
+fn show(report: &BenchReport) -> Result<(), Failure> {
+    output::line(&format!(
+        "{} model of {}, {} rounds, medians; raw read ceiling {:.2} GiB/s ({})",
+        report.model.format,
+        size::show(report.model.bytes),
+        report.repeat,
+        report.ceiling.gib_per_s,
+        report.ceiling.shape
+    ))?;
+    let head =
+        ["mode", "device", "cache", "GiB/s", "of ceiling", "CPU s/GiB", "peak RSS", "cache left"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(report.rows.iter().map(|row| {
+        vec![
+            row.mode.to_owned(),
+            row.device.clone(),
+            row.cache.to_owned(),
+            format!("{:.2}", row.gib_per_s),
+            format!("{:.2}", row.of_ceiling),
+            format!("{:.2}", row.cpu_s_per_gib),
+            size::show(row.peak_rss_bytes),
+            format!("{:.0} %", row.page_cache_left * 100.0),
+        ]
+    }));
+    output::table(&rows)
+}

@@ -1,0 +1,9 @@
+//! One module a command.
+
+pub(crate) mod bench;
+pub(crate) mod doctor;
+pub(crate) mod inspect;
+pub(crate) mod load;
+pub(crate) mod plan;
+pub(crate) mod synth;
+pub(crate) mod verify;

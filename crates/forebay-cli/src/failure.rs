@@ -1,0 +1,59 @@
+//! How the command says that the work failed: one line, its causes, a remedy.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+/// Why the command ends with exit status 1.
+pub(crate) struct Failure {
+    message: String,
+    causes: Vec<String>,
+    remedy: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>, remedy: Option<&str>) -> Self {
+        let remedy = remedy.map(ToOwned::to_owned);
+        Self { message: message.into(), causes: Vec::new(), remedy }
+    }
+
+    pub(crate) fn caused(message: impl Into<String>, cause: &dyn StdError) -> Self {
+        Self { message: message.into(), causes: chain(Some(cause)), remedy: None }
+    }
+
+    pub(crate) fn output(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            // Whoever read our output has seen enough.
+            std::process::exit(0);
+        }
+        Self::caused("can't write the output", &error)
+    }
+}
+
+impl From<forebay::Error> for Failure {
+    fn from(error: forebay::Error) -> Self {
+        Self { message: error.to_string(), causes: chain(error.source()), remedy: error.remedy() }
+    }
+}
+
+fn chain(mut cause: Option<&dyn StdError>) -> Vec<String> {
+    let mut causes: Vec<String> = Vec::new();
+    while let Some(error) = cause {
+        causes.push(error.to_string());
+        cause = error.source();
+    }
+    causes
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "error: {}", self.message.replace('\n', " "))?;
+        for cause in &self.causes {
+            writeln!(f, "  because: {cause}")?;
+        }
+        if let Some(remedy) = &self.remedy {
+            writeln!(f, "  remedy: {remedy}")?;
+        }
+        Ok(())
+    }
+}

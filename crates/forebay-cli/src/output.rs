@@ -1,0 +1,119 @@
+//! What people and scripts read.
+
+use crate::failure::Failure;
+use forebay::{BackendReport, FileReport, LoadReport};
+use serde::Serialize;
+use std::io::Write;
+
+/// Prints one JSON object on standard output.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::caused("can't write the report", &error))?;
+    line(&text)
+}
+
+/// Prints a line on standard output.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{text}").map_err(Failure::output)
+}
+
+/// Prints rows as columns, the first of them as a head; numbers are right-aligned.
+pub(crate) fn table(rows: &[Vec<String>]) -> Result<(), Failure> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        let mut text = String::new();
+        for (cell, &width) in row.iter().zip(&widths) {
+            let number = cell.starts_with(|letter: char| letter.is_ascii_digit());
+            let pad = " ".repeat(width - cell.chars().count());
+            let padded = if number { format!("{pad}{cell}") } else { format!("{cell}{pad}") };
+            text.push_str(&padded);
+            text.push_str("  ");
+        }
+        line(text.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Why each backend is loaded as it is.
+pub(crate) fn backends(backends: &[BackendReport]) -> Result<(), Failure> {
+    for backend in backends {
+        line(&format!(
+            "{}: {} tensors, {}, mode {} (requested {}): {}",
+            backend.backend,
+            backend.tensors,
+            crate::size::show(backend.bytes),
+            backend.mode,
+            backend.requested,
+            backend.why
+        ))?;
+    }
+    Ok(())
+}
+
+/// A load's report for people.
+pub(crate) fn report(report: &LoadReport) -> Result<(), Failure> {
+    backends(&report.backends)?;
+    for file in &report.files {
+        self::file(file)?;
+    }
+    line(&format!(
+        "{} tensors, {} in {:.3} s: {:.2} GiB/s read in {} reads ({} continued), {:.2} GiB/s \
+         copied; reader waited {:.3} s, uploader {:.3} s",
+        report.model.tensors,
+        crate::size::show(report.model.bytes),
+        report.time.total_s,
+        report.read.gib_per_s,
+        report.read.ops - report.read.resubmitted,
+        report.read.resubmitted,
+        report.upload.gib_per_s,
+        report.stall.reader_waited_s,
+        report.stall.uploader_waited_s
+    ))?;
+    let memory = &report.memory;
+    line(&format!(
+        "staging {}, peak RSS {}",
+        crate::size::show(memory.staging_bytes),
+        crate::size::show(memory.peak_rss_bytes)
+    ))?;
+    if memory.locked_bytes + memory.lock_refused_bytes > 0 {
+        line(&format!(
+            "locked {}, refused {}{}",
+            crate::size::show(memory.locked_bytes),
+            crate::size::show(memory.lock_refused_bytes),
+            memory.lock_errno.as_ref().map(|errno| format!(" ({errno})")).unwrap_or_default()
+        ))?;
+    }
+    Ok(())
+}
+
+fn file(file: &FileReport) -> Result<(), Failure> {
+    let cached = file
+        .cached_bytes_before
+        .map(|bytes| format!(", {} in the page cache before", crate::size::show(bytes)));
+    line(&format!(
+        "{}: {} by {}{}",
+        file.path,
+        file.access,
+        file.engine,
+        cached.unwrap_or_default()
+    ))?;
+    for step in &file.fallbacks {
+        let offset = step.offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default();
+        line(&format!(
+            "  stepped down {} → {} ({} at {}{offset}): {}",
+            step.from, step.to, step.errno, step.at, step.reason
+        ))?;
+    }
+    Ok(())
+}
+
+/// Bytes in GiB.
+#[allow(clippy::cast_precision_loss, reason = "for rates")]
+pub(crate) fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
+}

@@ -1,0 +1,197 @@
+//! Everything that ends a load, with its remedy.
+
+use forebay_device::DeviceError;
+use forebay_format::FormatError;
+use forebay_io::{Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
+use forebay_mem::MemoryError;
+use std::path::{Path, PathBuf};
+
+/// Where a read failed, in the user's terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadContext {
+    /// The file, where one is to blame.
+    pub path: Option<PathBuf>,
+    /// The first tensor whose bytes were among those asked for.
+    pub tensor: Option<String>,
+}
+
+impl ReadContext {
+    fn describe(&self) -> String {
+        let path = self.path.as_ref().map(|path| path.display().to_string());
+        match (path, &self.tensor) {
+            (Some(path), Some(tensor)) => format!("{path}: tensor '{tensor}': "),
+            (Some(path), None) => format!("{path}: "),
+            (None, _) => String::new(),
+        }
+    }
+}
+
+/// What ends a load. [`Error::remedy`] says what to do about it, where that is known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of the model can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A folder or file that is no model, or no single one.
+    #[error("{}: {cause}", path.display())]
+    NoModel {
+        /// What was named.
+        path: PathBuf,
+        /// Why it is none.
+        cause: String,
+        /// What to name instead.
+        remedy: String,
+    },
+    /// The header is wrong.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The header can't be read.
+    #[error("{}: the header can't be read", path.display())]
+    Header {
+        /// Of which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An option that can't be met.
+    #[error("{option}: {cause}")]
+    Option {
+        /// Which, spelt as on the command line.
+        option: &'static str,
+        /// Why.
+        cause: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A read failed.
+    #[error("{}{failure}", context.describe())]
+    Read {
+        /// Where.
+        context: ReadContext,
+        /// How.
+        failure: ReadFailure,
+    },
+    /// A file was written to while it was being loaded: what has landed may be a mixture.
+    #[error("{}: the file changed during the load: {change}", path.display())]
+    Changed {
+        /// Which file.
+        path: PathBuf,
+        /// What is different now.
+        change: String,
+    },
+    /// Memory was refused.
+    #[error("{what}")]
+    Memory {
+        /// What it was for.
+        what: String,
+        /// What the system answered.
+        source: MemoryError,
+    },
+    /// `mlock-strict` can't be met.
+    #[error("mlock-strict: {refused_bytes} of {requested_bytes} bytes can't be locked ({errno})")]
+    LockRefused {
+        /// Bytes to lock.
+        requested_bytes: u64,
+        /// Bytes refused.
+        refused_bytes: u64,
+        /// RLIMIT_MEMLOCK, where there is one.
+        limit_bytes: Option<u64>,
+        /// What the system answered.
+        errno: Errno,
+    },
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Somebody asked the load to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// A thread of the load panicked: a bug of ours.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub(crate) fn option(option: &'static str, cause: &str, remedy: &str) -> Self {
+        Self::Option { option, cause: cause.to_owned(), remedy: remedy.to_owned() }
+    }
+
+    pub(crate) fn no_model(path: &Path, cause: &str, remedy: &str) -> Self {
+        let (cause, remedy) = (cause.to_owned(), remedy.to_owned());
+        Self::NoModel { path: path.to_owned(), cause, remedy }
+    }
+
+    pub(crate) fn memory(what: impl Into<String>) -> impl FnOnce(MemoryError) -> Self {
+        let what = what.into();
+        |source| Self::Memory { what, source }
+    }
+
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::Open(error) => return open_remedy(&error.kind),
+            Self::NoModel { remedy, .. } | Self::Option { remedy, .. } => remedy.clone(),
+            Self::Format(error) => return error.remedy().map(ToString::to_string),
+            Self::Read { failure, .. } => return read_remedy(&failure.kind),
+            Self::Changed { .. } => {
+                "load it again once nobody writes to it (a download still running?)".to_owned()
+            }
+            Self::LockRefused { requested_bytes, limit_bytes, .. } => {
+                lock_remedy(*requested_bytes, *limit_bytes)
+            }
+            Self::Memory { .. } => "give a smaller --staging or --chunk, or free memory".to_owned(),
+            Self::Device(DeviceError::OutOfMemory { .. }) => {
+                "offload fewer layers (--gpu-layers N) or free memory".to_owned()
+            }
+            Self::Internal(_) => "please report it, with the model's header and the command".into(),
+            Self::Header { .. } | Self::Device(_) | Self::Cancelled => return None,
+        })
+    }
+}
+
+fn open_remedy(kind: &OpenErrorKind) -> Option<String> {
+    let text = match kind {
+        OpenErrorKind::Errno(Errno::ENOENT) => "check the path",
+        OpenErrorKind::Errno(Errno::EACCES | Errno::EPERM) => {
+            "make it readable for this user (chmod, chown), or run as one who may read it"
+        }
+        OpenErrorKind::Errno(Errno::EMFILE | Errno::ENFILE) => {
+            "raise the limit of open files: ulimit -n 4096"
+        }
+        OpenErrorKind::Directory => "name a file in it, or a folder that holds one model",
+        OpenErrorKind::NotSeekable(_) => "write it to a file first, and name that",
+        OpenErrorKind::Replaced => "try again once nobody writes to it",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn read_remedy(kind: &FailureKind) -> Option<String> {
+    let text = match kind {
+        FailureKind::EndOfFile => {
+            "the file was cut short after it was opened: get it again, and load it when whole"
+        }
+        FailureKind::FallbackForbidden { .. } => {
+            "leave --no-fallback out, or choose a mode this file's storage takes (forebay doctor)"
+        }
+        FailureKind::Errno(Errno::EIO) => {
+            "the storage failed: look at dmesg and the drive's health, get the file again"
+        }
+        FailureKind::Errno(Errno::ESTALE) => "the network filesystem lost the file: mount it anew",
+        FailureKind::Stalled(_) => "the storage does not answer: look at dmesg",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn lock_remedy(requested_bytes: u64, limit_bytes: Option<u64>) -> String {
+    let need_kib = requested_bytes.div_ceil(1024);
+    match limit_bytes {
+        Some(limit) => format!(
+            "the limit is {limit} bytes and {requested_bytes} are needed: ulimit -l {need_kib} \
+             (as root, or LimitMEMLOCK= of the service), or use --load-mode mlock"
+        ),
+        None => "free memory, or use --load-mode mlock".to_owned(),
+    }
+}

@@ -1,0 +1,273 @@
+//! The builder that most programs start with.
+
+use crate::backend::{Backend, DeviceChoice};
+use crate::error::Error;
+use crate::loaded::Loaded;
+use crate::mode::ModeSpec;
+use crate::model::Model;
+use crate::pipeline::{Load, Progress};
+use crate::plan::Plan;
+use forebay_io::{Cancel, Fault};
+use regex::Regex;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// How many layers are offloaded to the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuLayers {
+    /// Everything, embeddings and output included.
+    #[default]
+    All,
+    /// The last N layers; once N exceeds their number, everything.
+    Count(u32),
+}
+
+impl FromStr for GpuLayers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        text.parse().map(Self::Count).map_err(|_| format!("'{text}' is no number, nor 'all'"))
+    }
+}
+
+/// Sends the tensors whose names match a pattern to a backend.
+#[derive(Clone, Debug)]
+pub struct PlaceRule {
+    pub(crate) pattern: Regex,
+    /// `None` stands for whichever device is chosen.
+    pub(crate) backend: Option<Backend>,
+}
+
+impl FromStr for PlaceRule {
+    type Err = String;
+
+    /// From `REGEX=BACKEND`; the last `=` divides.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, backend) =
+            text.rsplit_once('=').ok_or_else(|| format!("'{text}' is not REGEX=BACKEND"))?;
+        let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
+        let backend = if backend == "device" { None } else { Some(backend.parse()?) };
+        Ok(Self { pattern, backend })
+    }
+}
+
+/// Who performs the reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// io_uring where it can be had, else threads.
+    #[default]
+    Auto,
+    /// io_uring.
+    Uring,
+    /// Threads with `preadv2`.
+    Threads,
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "threads" => Ok(Self::Threads),
+            _ => Err(format!("'{text}' is no engine: auto, uring or threads")),
+        }
+    }
+}
+
+/// Whether mapped pages are given back once their bytes have been copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reclaim {
+    /// Where it costs nothing: for `mmap` loads to a device.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never: the pages stay mapped.
+    Off,
+}
+
+impl FromStr for Reclaim {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("'{text}' is none of auto, on, off")),
+        }
+    }
+}
+
+/// What the caller wants; every field has a default that serves most.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where offloaded tensors go.
+    pub device: DeviceChoice,
+    /// How many layers are offloaded.
+    pub gpu_layers: GpuLayers,
+    /// Exceptions by name; the first match wins, before `gpu_layers`.
+    pub place: Vec<PlaceRule>,
+    /// How each backend loads.
+    pub load_mode: ModeSpec,
+    /// A mode that can't be had is an error instead of a recorded step down.
+    pub no_fallback: bool,
+    /// Who performs the reads.
+    pub engine: EngineChoice,
+    /// The size of one read in bytes.
+    pub chunk_bytes: Option<u64>,
+    /// Reads in flight at most.
+    pub queue_depth: Option<usize>,
+    /// All staging memory, in bytes.
+    pub staging_bytes: Option<u64>,
+    /// Whether mapped pages are given back once copied.
+    pub reclaim: Reclaim,
+}
+
+/// Called with the state of the load, on the thread that iterates over it.
+pub(crate) type ProgressCallback = Box<dyn FnMut(Progress) + Send>;
+
+/// What the caller brings along for one run.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    pub(crate) cancel: Cancel,
+    pub(crate) progress: Option<ProgressCallback>,
+    pub(crate) fault: Option<Box<dyn Fault>>,
+}
+
+/// Says what to load and how, then loads it.
+///
+/// ```no_run
+/// use forebay::{GpuLayers, Loader};
+///
+/// let loaded = Loader::new("model.gguf")
+///     .gpu_layers(GpuLayers::Count(20))
+///     .load_mode("device=dio,cpu=mmap".parse()?)
+///     .on_progress(|progress| eprintln!("{} of {}", progress.done_bytes, progress.total_bytes))
+///     .load()?;
+/// let tensor = loaded.tensor("token_embd.weight").ok_or("no embeddings")?;
+/// println!("{:?} on {}", tensor.shape(), tensor.backend());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Loader {
+    path: PathBuf,
+    options: Options,
+    hooks: Hooks,
+}
+
+impl Loader {
+    /// A loader of `path`, with every option at its default. Opens nothing yet.
+    #[must_use]
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        let path = path.as_ref().to_owned();
+        Self { path, options: Options::default(), hooks: Hooks::default() }
+    }
+
+    /// Replaces all options at once.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Where offloaded tensors go.
+    #[must_use]
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.options.device = device;
+        self
+    }
+
+    /// How many layers are offloaded; the rest stays on the CPU.
+    #[must_use]
+    pub fn gpu_layers(mut self, gpu_layers: GpuLayers) -> Self {
+        self.options.gpu_layers = gpu_layers;
+        self
+    }
+
+    /// Adds an exception by name, behind those already there.
+    #[must_use]
+    pub fn place(mut self, rule: PlaceRule) -> Self {
+        self.options.place.push(rule);
+        self
+    }
+
+    /// How each backend loads.
+    #[must_use]
+    pub fn load_mode(mut self, load_mode: ModeSpec) -> Self {
+        self.options.load_mode = load_mode;
+        self
+    }
+
+    /// Makes a mode that can't be had an error.
+    #[must_use]
+    pub fn no_fallback(mut self) -> Self {
+        self.options.no_fallback = true;
+        self
+    }
+
+    /// Who performs the reads.
+    #[must_use]
+    pub fn engine(mut self, engine: EngineChoice) -> Self {
+        self.options.engine = engine;
+        self
+    }
+
+    /// The size of all staging memory in bytes.
+    #[must_use]
+    pub fn staging_bytes(mut self, bytes: u64) -> Self {
+        self.options.staging_bytes = Some(bytes);
+        self
+    }
+
+    /// Calls `callback` now and then, and once at the end, on the thread that iterates.
+    #[must_use]
+    pub fn on_progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Self {
+        self.hooks.progress = Some(Box::new(callback));
+        self
+    }
+
+    /// Lets `cancel` stop the load from any thread.
+    #[must_use]
+    pub fn cancel_with(mut self, cancel: &Cancel) -> Self {
+        self.hooks.cancel = cancel.clone();
+        self
+    }
+
+    /// For tests of the loader itself: tampers with what the engines see.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn fault(mut self, fault: Box<dyn Fault>) -> Self {
+        self.hooks.fault = Some(fault);
+        self
+    }
+
+    /// What would happen, and why. Opens the files and parses their headers; reads no tensor.
+    ///
+    /// # Errors
+    /// As [`Model::open`] and [`Plan::new`].
+    pub fn plan(&self) -> Result<Plan, Error> {
+        Plan::new(&Model::open(&self.path)?, &self.options)
+    }
+
+    /// Opens, plans and starts. The result yields tensors as they land.
+    ///
+    /// # Errors
+    /// As [`Loader::plan`]; [`Error::Device`] or [`Error::Memory`] where memory is refused.
+    pub fn start(self) -> Result<Load, Error> {
+        let plan = self.plan()?;
+        plan.start_with(self.hooks)
+    }
+
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// Everything that [`Error`] names.
+    pub fn load(self) -> Result<Loaded, Error> {
+        self.start()?.finish()
+    }
+}

@@ -1,0 +1,368 @@
+//! A running load: the threads, the channels between them, and the iterator over what lands.
+//!
+//! ```text
+//!            free slots (bounded by the slab)
+//!        ┌───────────────────────────────────────┐
+//!        ▼                                       │
+//!   forebay-read ──── filled slots ────▶ forebay-upload ──── landed ────▶ the caller's thread
+//!                                            ▲
+//!   forebay-populate ── pages ahead of ──────┘
+//! ```
+//!
+//! Every channel is bounded by the plan, and no thread but the reader ever waits for the
+//! caller's; so a slow caller slows nothing down, and a caller that stops can always be joined.
+
+mod settle;
+mod upload;
+
+use crate::error::Error;
+use crate::loaded::{Loaded, Tensor, TensorMemory, Tensors};
+use crate::loader::{Hooks, ProgressCallback, Reclaim};
+use crate::mode::LoadMode;
+use crate::plan::{Home, Plan};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use forebay_device::{HostArena, HostUploader};
+use forebay_io::{Access, Cancel, Fallback, Filled, ReadJob, ReadOutcome, Schedule};
+use forebay_mem::{Alignment, LockReport, PageLock, Slab, memlock_limit_bytes};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use upload::{Landed, UploadJob, UploadOutcome};
+
+/// How often the progress callback is called at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How far a load has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of tensors that are where they belong.
+    pub done_bytes: u64,
+    /// Bytes of tensors in all.
+    pub total_bytes: u64,
+}
+
+/// A load under way: yields every tensor once, when it is whole and where it belongs.
+///
+/// Dropping it, or a panic that unwinds through it, stops the load: when the drop returns, no
+/// read is in flight and no thread of the load runs. Tensors that were handed out stay valid.
+///
+/// After an error, the iterator ends. That a file was changed under the load can only be known
+/// at the end: [`Load::finish`] has the last word.
+pub struct Load {
+    plan: Plan,
+    started: Instant,
+    cancel: Cancel,
+    progress: Option<(ProgressCallback, Instant)>,
+    placed_bytes: Arc<AtomicU64>,
+    tensors: Arc<Tensors>,
+    ready: VecDeque<usize>,
+    landed: Receiver<Landed>,
+    threads: Option<Threads>,
+    locked: LockReport,
+    slab: Option<Arc<Slab>>,
+    outcome: Option<Outcome>,
+    failed: bool,
+}
+
+struct Threads {
+    read: JoinHandle<ReadOutcome>,
+    upload: JoinHandle<UploadOutcome>,
+    populate: JoinHandle<()>,
+}
+
+/// What the threads left, once all have ended well.
+pub(crate) struct Outcome {
+    pub(crate) read: ReadOutcome,
+    pub(crate) upload: UploadOutcome,
+    pub(crate) run_time: Duration,
+}
+
+impl Load {
+    pub(crate) fn start(plan: &Plan, hooks: Hooks) -> Result<Self, Error> {
+        let started = Instant::now();
+        let Hooks { cancel, progress, fault } = hooks;
+        let mut arenas = Vec::new();
+        let mut writers = Vec::new();
+        for arena in &plan.arenas {
+            let tensors = plan.model.catalog().tensors();
+            let sizes = arena.tensors.iter().map(|&index| tensors[index].bytes);
+            let (arena, writer) = HostArena::new(&arena.backend.to_string(), sizes)?;
+            arenas.push(arena);
+            writers.push(writer);
+        }
+        let (lock, locked) = lock(plan)?;
+        let tensors = Arc::new(Tensors::new(plan, arenas.clone(), lock));
+        let slots = plan.staging.slots;
+        let chunk_bytes = usize::try_from(plan.staging.chunk_bytes).unwrap_or(usize::MAX);
+        let (slab, tokens) =
+            Slab::new(chunk_bytes, slots).map_err(Error::memory("no room for staging memory"))?;
+        let (free_sender, free) = bounded(slots);
+        let (full, full_receiver) = bounded::<Filled>(slots);
+        for token in tokens {
+            free_sender.send(token).map_err(|_| Error::Internal("no free list".to_owned()))?;
+        }
+        let (landed_sender, landed) = bounded(plan.homes.len() + 1);
+        let placed_bytes = Arc::new(AtomicU64::new(0));
+        let upload = UploadJob {
+            uploader: Box::new(HostUploader::new(writers)),
+            plan: upload::UploadPlan::new(plan),
+            full: full_receiver,
+            free: free_sender,
+            landed: landed_sender,
+            placed_bytes: Arc::clone(&placed_bytes),
+        };
+        let job = ReadJob {
+            files: Arc::clone(plan.model.files()),
+            mappings: plan.mappings.clone(),
+            schedule: schedule(plan),
+            slab: Arc::clone(&slab),
+            free,
+            full,
+            cancel: cancel.clone(),
+            queue_depth: plan.staging.queue_depth,
+            reclaim: plan.options.reclaim != Reclaim::Off,
+            fault,
+        };
+        let threads = Threads::spawn(job, upload, arenas, &cancel)?;
+        let mut load = Self {
+            plan: plan.clone(),
+            started,
+            cancel,
+            progress: progress.map(|callback| (callback, started)),
+            placed_bytes,
+            tensors,
+            ready: VecDeque::new(),
+            landed,
+            threads: Some(threads),
+            locked,
+            slab: Some(slab),
+            outcome: None,
+            failed: false,
+        };
+        load.announce_what_needs_no_read();
+        Ok(load)
+    }
+
+    /// A handle that stops this load from any thread.
+    #[must_use]
+    pub fn cancel_handle(&self) -> Cancel {
+        self.cancel.clone()
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            done_bytes: self.placed_bytes.load(Ordering::Relaxed),
+            total_bytes: self.plan.model.catalog().bytes(),
+        }
+    }
+
+    /// Waits for everything and hands the whole model over.
+    ///
+    /// # Errors
+    /// What ended the load; [`Error::Cancelled`] too if the iterator has given out the error.
+    pub fn finish(mut self) -> Result<Loaded, Error> {
+        for tensor in &mut self {
+            tensor?;
+        }
+        let outcome = self.outcome.take().ok_or(Error::Cancelled)?;
+        let report = settle::report(&self.plan, &outcome, self.locked);
+        Ok(Loaded::new(Arc::clone(&self.tensors), report))
+    }
+
+    /// Tensors that stay in their mapping, and empty ones, are there from the start.
+    fn announce_what_needs_no_read(&mut self) {
+        let plan = &self.plan;
+        let mut bytes = 0;
+        for (index, tensor) in plan.model.catalog().tensors().iter().enumerate() {
+            if plan.homes[index] == Home::Mapped {
+                self.ready.push_back(index);
+                bytes += tensor.bytes;
+            }
+        }
+        self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The next tensor that has landed; `None` once the uploader has ended.
+    fn wait_for_landed(&mut self) -> Option<usize> {
+        if let Some(index) = self.ready.pop_front() {
+            return Some(index);
+        }
+        loop {
+            match self.landed.recv_timeout(PROGRESS_INTERVAL) {
+                Ok(Landed(index)) => {
+                    self.report_progress(false);
+                    return Some(index);
+                }
+                Err(RecvTimeoutError::Timeout) => self.report_progress(false),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn report_progress(&mut self, last: bool) {
+        let progress = self.progress();
+        if let Some((callback, called)) = &mut self.progress
+            && (last || called.elapsed() >= PROGRESS_INTERVAL)
+        {
+            *called = Instant::now();
+            callback(progress);
+        }
+    }
+
+    /// Joins the threads and finds out how it went.
+    fn settle(&mut self) -> Result<(), Error> {
+        let Some(threads) = self.threads.take() else { return Ok(()) };
+        let (read, upload) = threads.join()?;
+        let last_placed = upload.last_placed.unwrap_or(self.started);
+        settle::check(&self.plan, &read, &upload)?;
+        self.slab = None;
+        let run_time = last_placed.saturating_duration_since(self.started);
+        self.outcome = Some(Outcome { read, upload, run_time });
+        self.report_progress(true);
+        Ok(())
+    }
+}
+
+impl Iterator for Load {
+    type Item = Result<Tensor, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        if let Some(index) = self.wait_for_landed() {
+            return Some(Ok(self.tensors.get(index)));
+        }
+        match self.settle() {
+            Ok(()) => None,
+            Err(error) => {
+                self.failed = true;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.cancel_and_join();
+    }
+}
+
+impl Load {
+    fn cancel_and_join(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            // The handle may be the caller's, shared with other loads: only this one is stopped,
+            // and only if it still runs.
+            self.cancel.cancel();
+            // Nobody is left to hear how it ended.
+            let _ = threads.join();
+        }
+    }
+}
+
+impl Threads {
+    fn spawn(
+        job: ReadJob,
+        upload: UploadJob,
+        arenas: Vec<Arc<HostArena>>,
+        cancel: &Cancel,
+    ) -> Result<Self, Error> {
+        let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let refused = |error: std::io::Error| Error::Internal(format!("no thread: {error}"));
+        let stop = cancel.clone();
+        let populate = builder("forebay-populate")
+            .spawn(move || {
+                for arena in arenas {
+                    arena.populate(&|| stop.is_cancelled());
+                }
+            })
+            .map_err(refused)?;
+        // Were a spawn refused, the channels' ends dropped with the closure end the others.
+        let upload = builder("forebay-upload").spawn(move || upload.run()).map_err(refused)?;
+        let read = builder("forebay-read").spawn(move || job.run()).map_err(refused)?;
+        Ok(Self { read, upload, populate })
+    }
+
+    fn join(self) -> Result<(ReadOutcome, UploadOutcome), Error> {
+        // Reader before uploader: the uploader ends when the reader's channel does.
+        let read = self.read.join();
+        let upload = self.upload.join();
+        let populate = self.populate.join();
+        let panicked = |name: &str| Error::Internal(format!("the {name} thread panicked"));
+        populate.map_err(|_| panicked("populating"))?;
+        Ok((read.map_err(|_| panicked("reading"))?, upload.map_err(|_| panicked("uploading"))?))
+    }
+}
+
+fn schedule(plan: &Plan) -> Schedule {
+    let model_files = plan.model.files();
+    let alignments: Vec<Alignment> = (model_files.iter())
+        .map(|file| file.direct().map_or(Alignment::FALLBACK, |(_, alignment)| alignment.offset))
+        .collect();
+    let fallback = if plan.options.no_fallback { Fallback::Forbidden } else { Fallback::Allowed };
+    let reads = Arc::clone(&plan.reads);
+    let mut schedule =
+        Schedule::new(reads, &alignments, plan.staging.slots, plan.performer, fallback);
+    if plan.options.engine == crate::loader::EngineChoice::Uring {
+        schedule.require_performer();
+    }
+    for (index, file) in plan.files.iter().enumerate() {
+        if let Some(errno) = file.direct_refused {
+            let reason = "the filesystem refuses O_DIRECT";
+            schedule.refuse_at_open(index, Access::Direct, errno, reason);
+        }
+        if let Some(errno) = file.mapping_refused {
+            schedule.refuse_at_open(index, Access::Mapped, errno, "the file can't be mapped");
+        }
+    }
+    schedule
+}
+
+/// Locks the mapped tensors of the cpu, if that is its mode.
+fn lock(plan: &Plan) -> Result<(PageLock, LockReport), Error> {
+    let mode = |wanted| plan.backends.iter().any(|backend| backend.mode == wanted);
+    let strict = mode(LoadMode::MlockStrict);
+    if !strict && !mode(LoadMode::Mlock) {
+        return Ok((PageLock::default(), LockReport::default()));
+    }
+    let tensors = plan.model.catalog().tensors();
+    let views: Vec<_> = (plan.homes.iter().zip(tensors))
+        .filter(|(home, _)| **home == Home::Mapped)
+        .filter_map(|(_, tensor)| {
+            plan.mappings[tensor.file].as_ref()?.view(tensor.offset..tensor.end())
+        })
+        .collect();
+    let (lock, report) = PageLock::new(&views);
+    match report.errno {
+        Some(errno) if strict => Err(Error::LockRefused {
+            requested_bytes: report.requested_bytes,
+            refused_bytes: report.refused_bytes,
+            limit_bytes: memlock_limit_bytes(),
+            errno,
+        }),
+        _ => Ok((lock, report)),
+    }
+}
+
+impl Tensors {
+    fn new(plan: &Plan, arenas: Vec<Arc<HostArena>>, lock: PageLock) -> Self {
+        let catalog = plan.model.shared_catalog();
+        let memory = (plan.homes.iter().zip(catalog.tensors()))
+            .map(|(home, tensor)| match *home {
+                Home::Arena { arena, tensor } => {
+                    TensorMemory::Arena { arena: Arc::clone(&arenas[arena]), tensor }
+                }
+                Home::Mapped => plan.mappings[tensor.file]
+                    .as_ref()
+                    .and_then(|mapping| mapping.view(tensor.offset..tensor.end()))
+                    .map_or(TensorMemory::Empty, TensorMemory::Mapped),
+            })
+            .collect();
+        Self::from_parts(catalog, memory, plan.tensor_backends.clone(), lock)
+    }
+}

@@ -1,0 +1,66 @@
+//! The end of a load: was it whole, and what is there to tell.
+
+use super::{Outcome, UploadOutcome};
+use crate::error::{Error, ReadContext};
+use crate::plan::Plan;
+use crate::report::LoadReport;
+use forebay_io::{FailureKind, FileIdentity, ReadFailure, ReadOutcome};
+use forebay_mem::LockReport;
+
+/// Whether everything arrived, from files that are still what they were.
+pub(super) fn check(plan: &Plan, read: &ReadOutcome, upload: &UploadOutcome) -> Result<(), Error> {
+    if let Some(error) = &upload.failure {
+        return Err(error.clone().into());
+    }
+    if let Some(failure) = read.schedule.failure() {
+        if failure.kind == FailureKind::Cancelled {
+            return Err(Error::Cancelled);
+        }
+        // A file that was cut short explains the failed read better than the read does.
+        if matches!(failure.kind, FailureKind::Errno(_)) {
+            check_identities(plan)?;
+        }
+        let context = context(plan, failure);
+        return Err(Error::Read { context, failure: failure.clone() });
+    }
+    check_identities(plan)
+}
+
+fn context(plan: &Plan, failure: &ReadFailure) -> ReadContext {
+    let path = failure.file.map(|file| plan.files[file].path.clone());
+    let tensor = failure.read.and_then(|read| {
+        let spec = plan.reads[read];
+        let missing = failure.offset - spec.offset;
+        let touched = |segment: &&forebay_device::Segment| {
+            u64::from(segment.slot_offset) + u64::from(segment.bytes) > missing
+        };
+        let segment = plan.segments[read].iter().find(touched)?;
+        let tensor = plan.arenas[segment.arena].tensors[segment.tensor];
+        Some(plan.model.catalog().tensors()[tensor].name.clone())
+    });
+    ReadContext { path, tensor }
+}
+
+fn check_identities(plan: &Plan) -> Result<(), Error> {
+    for file in plan.model.files().iter() {
+        let changed = |change: String| Error::Changed { path: file.path().to_owned(), change };
+        let was = file.identity();
+        let now = file.identity_now().map_err(|error| changed(error.to_string()))?;
+        if now != was {
+            return Err(changed(difference(&was, &now)));
+        }
+    }
+    Ok(())
+}
+
+fn difference(was: &FileIdentity, now: &FileIdentity) -> String {
+    if was.bytes == now.bytes {
+        "it was written to".to_owned()
+    } else {
+        format!("it had {} bytes and has {}", was.bytes, now.bytes)
+    }
+}
+
+pub(super) fn report(plan: &Plan, outcome: &Outcome, locked: LockReport) -> LoadReport {
+    LoadReport::new(plan, outcome, locked)
+}

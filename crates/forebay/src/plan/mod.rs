@@ -1,0 +1,160 @@
+//! What will happen, as plain data, before anything does.
+
+mod build;
+pub(crate) mod reads;
+mod staging;
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::loader::{Hooks, Options};
+use crate::mode::LoadMode;
+use crate::model::Model;
+use crate::pipeline::Load;
+use crate::report::PlanReport;
+use forebay_device::Segment;
+use forebay_io::{Access, Errno, Performer, ReadSpec};
+use forebay_mem::FileMapping;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use staging::Staging;
+
+/// What will be done for one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendPlan {
+    /// Which.
+    pub backend: Backend,
+    /// The mode that was asked for.
+    pub requested: LoadMode,
+    /// The mode that will be used.
+    pub mode: LoadMode,
+    /// Why that one.
+    pub why: String,
+    /// How many tensors go there.
+    pub tensors: usize,
+    /// Their bytes together.
+    pub bytes: u64,
+}
+
+/// What will be done with one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePlan {
+    /// Which.
+    pub path: PathBuf,
+    /// Who reads it: `uring`, `threads` or `mmap`.
+    pub engine: &'static str,
+    /// How its bytes are reached: `direct`, `dontcache`, `buffered` or `mmap`.
+    pub access: Access,
+    /// What direct reads are aligned to in bytes, where the file takes any.
+    pub dio_align: Option<u64>,
+    /// How many reads there will be.
+    pub reads: usize,
+    /// Their bytes together, rounding and small gaps included.
+    pub read_bytes: u64,
+    /// The bytes of the tensors among them.
+    pub wanted_bytes: u64,
+    /// The bytes of tensors that are mapped in place and not read.
+    pub mapped_bytes: u64,
+    /// How much of the file was in the page cache when the plan was made.
+    pub cached_bytes: Option<u64>,
+    /// Why direct reads can't be had, if the plan wants them.
+    pub(crate) direct_refused: Option<Errno>,
+    /// Why the file can't be mapped, if the plan wanted that.
+    pub(crate) mapping_refused: Option<Errno>,
+}
+
+/// Where a tensor will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// In an arena, as this tensor of it.
+    Arena { arena: usize, tensor: usize },
+    /// In the mapping of its file.
+    Mapped,
+}
+
+/// One arena: its backend, and its tensors by index in the catalog.
+#[derive(Clone, Debug)]
+pub(crate) struct ArenaPlan {
+    pub(crate) backend: Backend,
+    pub(crate) tensors: Vec<usize>,
+}
+
+/// What a load will do: pure data, made from a [`Model`] and [`Options`].
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) model: Model,
+    pub(crate) options: Options,
+    pub(crate) backends: Vec<BackendPlan>,
+    pub(crate) files: Vec<FilePlan>,
+    pub(crate) tensor_backends: Vec<Backend>,
+    pub(crate) homes: Vec<Home>,
+    pub(crate) arenas: Vec<ArenaPlan>,
+    pub(crate) mappings: Vec<Option<Arc<FileMapping>>>,
+    pub(crate) reads: Arc<[ReadSpec]>,
+    /// The segments of each read.
+    pub(crate) segments: Vec<Vec<Segment>>,
+    pub(crate) staging: Staging,
+    pub(crate) performer: Performer,
+    pub(crate) why: Vec<String>,
+    pub(crate) plan_time: Duration,
+}
+
+impl Plan {
+    /// Plans a load of `model`. Reads no tensor; looks at the page cache, and maps the files
+    /// whose tensors stay in them.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where options can't be met together.
+    pub fn new(model: &Model, options: &Options) -> Result<Self, Error> {
+        build::build(model, options)
+    }
+
+    /// Starts the load. The plan can be started again, for a second copy.
+    ///
+    /// # Errors
+    /// [`Error::Device`] or [`Error::Memory`] where memory is refused.
+    pub fn start(&self) -> Result<Load, Error> {
+        self.start_with(Hooks::default())
+    }
+
+    pub(crate) fn start_with(&self, hooks: Hooks) -> Result<Load, Error> {
+        Load::start(self, hooks)
+    }
+
+    /// What will be done for each backend.
+    #[must_use]
+    pub fn backends(&self) -> &[BackendPlan] {
+        &self.backends
+    }
+
+    /// What will be done with each file.
+    #[must_use]
+    pub fn files(&self) -> &[FilePlan] {
+        &self.files
+    }
+
+    /// The staging memory in bytes.
+    #[must_use]
+    pub fn staging_bytes(&self) -> u64 {
+        self.staging.bytes()
+    }
+
+    /// The reasons, one sentence each.
+    #[must_use]
+    pub fn why(&self) -> &[String] {
+        &self.why
+    }
+
+    /// The model it is a plan for.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The plan as the command line prints it with `--json`.
+    #[must_use]
+    pub fn report(&self) -> PlanReport {
+        PlanReport::new(self)
+    }
+}

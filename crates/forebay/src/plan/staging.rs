@@ -1,0 +1,96 @@
+//! How much staging memory, and how it is cut.
+
+use crate::error::Error;
+use crate::loader::Options;
+use forebay_mem::Alignment;
+
+/// One read's size where nothing is asked: large enough that a disk reaches its rate with few in
+/// flight, small enough that a slot stays in the processor's cache between its read and its copy.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// The least size worth an operation.
+const CHUNK_BYTES_MIN: u64 = 64 << 10;
+/// The kernel registers at most this as one buffer, and lengths are 32 bits.
+const CHUNK_BYTES_MAX: u64 = 1 << 30;
+/// Reads in flight where nothing is asked.
+const QUEUE_DEPTH: usize = 16;
+/// Slots beyond those in flight, so that the reader need not wait for the uploader's last copy.
+const SPARE_SLOTS: usize = 8;
+
+/// The staging memory of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Staging {
+    /// The size of a slot, and of a read at most.
+    pub(crate) chunk_bytes: u64,
+    /// How many slots.
+    pub(crate) slots: usize,
+    /// Reads in flight at most.
+    pub(crate) queue_depth: usize,
+}
+
+impl Staging {
+    /// From what is asked, with reads aligned to `alignment`.
+    pub(crate) fn new(options: &Options, alignment: Alignment) -> Result<Self, Error> {
+        let asked = options.chunk_bytes.unwrap_or(match options.staging_bytes {
+            // A small staging is better cut fine than deep: at least eight reads in it.
+            Some(staging) => CHUNK_BYTES.min((staging / 8).max(CHUNK_BYTES_MIN)),
+            None => CHUNK_BYTES,
+        });
+        let chunk_bytes = alignment.down(asked.min(CHUNK_BYTES_MAX)).max(alignment.bytes());
+        if options.queue_depth == Some(0) {
+            return Err(Error::option(
+                "--queue-depth",
+                "0 reads in flight read nothing",
+                "give 1 or more",
+            ));
+        }
+        let depth = options.queue_depth.unwrap_or(QUEUE_DEPTH);
+        let slots = match options.staging_bytes {
+            Some(staging) => usize::try_from(staging / chunk_bytes).unwrap_or(usize::MAX),
+            None => depth.saturating_add(SPARE_SLOTS),
+        };
+        if slots == 0 {
+            let (option, cause) =
+                ("--staging", format!("is less than one read of {chunk_bytes} bytes"));
+            let remedy = format!("give at least {chunk_bytes}, or a smaller --chunk");
+            return Err(Error::option(option, &cause, &remedy));
+        }
+        let queue_depth = match options.queue_depth {
+            Some(depth) => depth.min(slots),
+            None => depth.min(slots - slots / 4),
+        };
+        Ok(Self { chunk_bytes, slots, queue_depth })
+    }
+
+    /// No more slots than there are reads.
+    pub(crate) fn bounded_by(self, reads: usize) -> Self {
+        let slots = self.slots.min(reads);
+        Self { slots, queue_depth: self.queue_depth.min(slots), ..self }
+    }
+
+    pub(crate) fn bytes(self) -> u64 {
+        self.chunk_bytes * self.slots as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staging(staging_bytes: Option<u64>, chunk_bytes: Option<u64>) -> Result<Staging, Error> {
+        let options = Options { staging_bytes, chunk_bytes, ..Options::default() };
+        Staging::new(&options, Alignment::FALLBACK)
+    }
+
+    #[test]
+    fn staging_is_never_exceeded_and_always_cut_into_aligned_slots() {
+        for bytes in [4096, 65_536, 1 << 20, 16 << 20, (16 << 20) + 5, 1 << 33] {
+            for chunk in [None, Some(4096), Some(5000), Some(1 << 20), Some(1 << 35)] {
+                let Ok(staging) = staging(Some(bytes), chunk) else { continue };
+                assert!(staging.bytes() <= bytes, "{bytes} {chunk:?}");
+                assert!(staging.queue_depth >= 1 && staging.queue_depth <= staging.slots);
+                assert_eq!(staging.chunk_bytes % 4096, 0);
+            }
+        }
+        assert!(staging(Some(4096), Some(1 << 20)).is_err());
+    }
+}

@@ -1,0 +1,269 @@
+//! A read job over real files, with an uploader that only keeps what it gets.
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use forebay_io::{
+    Access, Cancel, Fallback, Fault, Filled, ModelFile, Performer, ReadJob, ReadOutcome, ReadSpec,
+    Schedule, Step, StepAt,
+};
+use forebay_mem::{Alignment, Draining, FileMapping, Free, Slab, Slot, SlotCensus};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Everything about a load that a test may want otherwise.
+pub struct Load {
+    /// From where.
+    pub files: Arc<[ModelFile]>,
+    /// What.
+    pub reads: Vec<ReadSpec>,
+    /// The size of a slot.
+    pub slot_bytes: usize,
+    /// How many slots.
+    pub slots: usize,
+    /// Reads in flight at most.
+    pub queue_depth: usize,
+    /// Who begins.
+    pub performer: Performer,
+    /// Whether steps down are allowed; if not, the performer is required too.
+    pub fallback: Fallback,
+    /// Asks to stop.
+    pub cancel: Cancel,
+    /// What to change about completions.
+    pub fault: Option<Box<dyn Fault>>,
+    /// How many slots the uploader keeps to itself before it gives the oldest back.
+    pub uploader_keeps: usize,
+    /// After how many reads the uploader goes away.
+    pub uploader_leaves_after: Option<usize>,
+    /// Runs first on the thread that the reads are performed from.
+    pub prelude: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// What came of a load. No slot is in use any more.
+pub struct Landed {
+    /// The bytes of each read that arrived.
+    pub reads: BTreeMap<usize, Vec<u8>>,
+    /// What the reader has to say.
+    pub outcome: ReadOutcome,
+    /// The memory that was read into.
+    pub slab: Arc<Slab>,
+    /// The slots that came back.
+    pub free: Vec<Slot<Free>>,
+}
+
+impl Load {
+    /// A load of `reads` by `performer`, with nothing in its way.
+    ///
+    /// # Panics
+    /// If a read is larger than memory.
+    #[must_use]
+    pub fn new(files: Arc<[ModelFile]>, reads: Vec<ReadSpec>, performer: Performer) -> Self {
+        let largest = reads.iter().map(|read| u64::from(read.bytes)).max().unwrap_or(0);
+        let slot_bytes = Alignment::page().up(largest.max(1)).expect("a read fits into memory");
+        Self {
+            files,
+            reads,
+            slot_bytes: usize::try_from(slot_bytes).expect("a read fits into memory"),
+            slots: 6,
+            queue_depth: 4,
+            performer,
+            fallback: Fallback::Allowed,
+            cancel: Cancel::default(),
+            fault: None,
+            uploader_keeps: 1,
+            uploader_leaves_after: None,
+            prelude: None,
+        }
+    }
+
+    /// With `fault` between kernel and schedule.
+    #[must_use]
+    pub fn with_fault(mut self, fault: impl Fault + 'static) -> Self {
+        self.fault = Some(Box::new(fault));
+        self
+    }
+
+    /// Reads everything, or fails to. Checks that no slot is unaccounted for.
+    ///
+    /// # Panics
+    /// If one is, or if the reader does.
+    #[must_use]
+    pub fn run(mut self) -> Landed {
+        let (slab, tokens) = Slab::new(self.slot_bytes, self.slots).expect("memory for the slots");
+        let (free_sender, free) = bounded(self.slots);
+        let (full_sender, full) = bounded(self.slots);
+        for token in tokens {
+            free_sender.send(token).expect("room for every slot");
+        }
+        let (keeps, leaves_after) = (self.uploader_keeps, self.uploader_leaves_after);
+        let prelude = self.prelude.take();
+        let job = self.into_job(&slab, free.clone(), full_sender);
+        let (outcome, reads) = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                if let Some(act) = prelude {
+                    act();
+                }
+                job.run()
+            });
+            let reads = upload(full, free_sender, keeps, leaves_after.unwrap_or(usize::MAX));
+            (reader.join().expect("the reader does not panic"), reads)
+        });
+        let free: Vec<_> = free.try_iter().collect();
+        let landed = Landed { reads, outcome, slab, free };
+        landed.check_slots();
+        landed
+    }
+
+    fn into_job(
+        self,
+        slab: &Arc<Slab>,
+        free: Receiver<Slot<Free>>,
+        full: Sender<Filled>,
+    ) -> ReadJob {
+        let alignment = |file: &ModelFile| {
+            file.direct().map_or(Alignment::FALLBACK, |(_, alignment)| alignment.offset)
+        };
+        let alignments: Vec<_> = self.files.iter().map(alignment).collect();
+        let is_mapped =
+            |file| self.reads.iter().any(|read| read.file == file && read.access == Access::Mapped);
+        let map = |(index, file): (usize, &ModelFile)| {
+            let mapping = is_mapped(index).then(|| FileMapping::new(file.buffered(), file.bytes()));
+            mapping.map(|mapping| Arc::new(mapping.expect("a regular file can be mapped")))
+        };
+        let mappings = self.files.iter().enumerate().map(map).collect();
+        let reads: Arc<[ReadSpec]> = self.reads.into();
+        let mut schedule =
+            Schedule::new(reads, &alignments, self.slots, self.performer, self.fallback);
+        if self.fallback == Fallback::Forbidden {
+            schedule.require_performer();
+        }
+        ReadJob {
+            files: self.files,
+            mappings,
+            schedule,
+            slab: Arc::clone(slab),
+            free,
+            full,
+            cancel: self.cancel,
+            queue_depth: self.queue_depth,
+            reclaim: true,
+            fault: self.fault,
+        }
+    }
+}
+
+/// The uploader: keeps the bytes, gives the slots back in order.
+#[allow(clippy::needless_pass_by_value, reason = "that its ends are dropped is what it is about")]
+fn upload(
+    full: Receiver<Filled>,
+    free: Sender<Slot<Free>>,
+    keeps: usize,
+    leaves_after: usize,
+) -> BTreeMap<usize, Vec<u8>> {
+    let mut reads = BTreeMap::new();
+    let mut kept: VecDeque<Slot<Draining>> = VecDeque::new();
+    let release = |slot: Slot<Draining>| free.send(slot.release()).expect("room for every slot");
+    for filled in full.iter().take(leaves_after) {
+        let slot = filled.slot.drain();
+        let twice = reads.insert(filled.read, slot.bytes().to_vec());
+        assert!(twice.is_none(), "read {} was delivered twice", filled.read);
+        kept.push_back(slot);
+        if kept.len() > keeps {
+            kept.drain(..1).for_each(release);
+        }
+    }
+    kept.into_iter().for_each(release);
+    reads
+}
+
+impl Landed {
+    /// The steps that were taken because a file was refused something: not what an engine found
+    /// out while it set itself up.
+    #[must_use]
+    pub fn read_steps(&self) -> Vec<&Step> {
+        let steps = self.outcome.schedule.steps().iter();
+        steps.filter(|step| step.at != StepAt::Setup).collect()
+    }
+
+    /// That it is whole: no failure, every read there, every slot back, every byte right.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn expect_whole(&self, contents: &[Vec<u8>]) {
+        let schedule = &self.outcome.schedule;
+        assert_eq!(schedule.failure(), None, "steps: {:?}", schedule.steps());
+        assert!(schedule.is_done(), "it says neither that it is done nor why not");
+        assert_eq!(self.reads.len(), schedule.reads().len());
+        assert_eq!(self.free.len(), self.slab.slots(), "slots were lost: {:?}", self.slab.census());
+        self.expect_right(contents);
+    }
+
+    /// That what did arrive is right.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn expect_right(&self, contents: &[Vec<u8>]) {
+        for (&read, bytes) in &self.reads {
+            let spec = self.outcome.schedule.reads()[read];
+            let need_bytes = spec.need_bytes as usize;
+            assert!(bytes.len() >= need_bytes, "read {read}: {} bytes of {spec:?}", bytes.len());
+            let offset = usize::try_from(spec.offset).expect("test files are small");
+            let wanted = &contents[spec.file][offset..][..bytes.len()];
+            let wrong = bytes.iter().zip(wanted).position(|(byte, wanted)| byte != wanted);
+            assert_eq!(wrong, None, "read {read} is wrong from that byte on: {spec:?}");
+        }
+    }
+
+    /// That every slot is either back or given up for good, which only a failed load may do.
+    fn check_slots(&self) {
+        let census = self.slab.census();
+        let dropped = census.dropped;
+        let expected = SlotCensus { free: self.free.len(), dropped, ..SlotCensus::default() };
+        assert_eq!(census, expected, "a slot is in use after the end, or its token is lost");
+        assert_eq!(self.free.len() + dropped, self.slab.slots());
+    }
+
+    /// Writes `value` over all of the slab. Nobody but a kernel that was not waited for can
+    /// change it from now on; see [`Landed::is_painted`].
+    pub fn paint(&mut self, value: u8) {
+        let bytes = self.slab.slot_bytes() * self.slab.slots();
+        // SAFETY: the load has ended, `self` holds the tokens that came back, in state free, and
+        // the others are gone: nothing else in this process refers to the slab's bytes.
+        unsafe { self.slab.region().start().write_bytes(value, bytes) };
+    }
+
+    /// Whether all of the slab still holds `value`.
+    #[must_use]
+    pub fn is_painted(&self, value: u8) -> bool {
+        let bytes = self.slab.slot_bytes() * self.slab.slots();
+        let start = self.slab.region().start().cast_const();
+        // SAFETY: as in `paint`; the bytes are initialised, being the kernel's zeroes at least.
+        let all = unsafe { std::slice::from_raw_parts(start, bytes) };
+        all.iter().all(|&byte| byte == value)
+    }
+}
+
+/// Reads of all of `files` by `access`, in pieces of `piece_bytes`, in file order. Direct ones
+/// are rounded outward, past the end of the file where that is not aligned.
+///
+/// # Panics
+/// If `piece_bytes` does not fit a file's direct alignment.
+#[must_use]
+pub fn cut(files: &[ModelFile], piece_bytes: u32, access: Access) -> Vec<ReadSpec> {
+    let mut reads = Vec::new();
+    for (file, model) in files.iter().enumerate() {
+        let alignment = match (access, model.direct()) {
+            (Access::Direct, Ok((_, alignment))) => alignment.offset,
+            _ => Alignment::BYTE,
+        };
+        assert!(alignment.divides(piece_bytes.into()));
+        let mut offset = 0;
+        while offset < model.bytes() {
+            let need = (model.bytes() - offset).min(piece_bytes.into());
+            let bytes = alignment.up(need).expect("at most a piece");
+            let narrow = |bytes: u64| u32::try_from(bytes).expect("at most a piece");
+            let (bytes, need_bytes) = (narrow(bytes), narrow(need));
+            reads.push(ReadSpec { file, offset, bytes, need_bytes, access });
+            offset += need;
+        }
+    }
+    reads
+}

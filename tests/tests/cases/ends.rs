@@ -1,0 +1,97 @@
+//! The load can't go on: it ends, at once, says why and where, and nothing writes any more.
+
+use super::{Mount, PIECE_BYTES, expect_failure};
+use forebay_io::{Access, Cancel, Errno, FailureKind};
+use forebay_tests::{Answer, Landed, Rule, Scratch, Script};
+
+pub(crate) fn eio(mount: Mount) {
+    let Some((scratch, files)) = mount.files(&[300_000, 400_000]) else { return };
+    let bad = u64::from(2 * PIECE_BYTES);
+    let rule =
+        Rule::new(Answer::Errno(Errno::EIO)).only(move |op| op.file == 1 && op.offset == bad);
+    let landed = mount.load(&files, PIECE_BYTES).with_fault(Script::new(rule)).run();
+    let failure = expect_failure(&landed, &scratch, &FailureKind::Errno(Errno::EIO));
+    assert_eq!((failure.file, failure.offset), (Some(1), bad));
+    assert!(landed.read_steps().is_empty(), "no other way of reading would mend it");
+}
+
+/// Somebody cuts the file short between the plan and the reads.
+pub(crate) fn file_cut_short(mount: Mount) {
+    for left in [0, 4096, u64::from(PIECE_BYTES), 200_001] {
+        let Some((scratch, files)) = mount.files(&[5 * PIECE_BYTES as usize + 77]) else { return };
+        let path = scratch.path(0);
+        let mut load = mount.load(&files, PIECE_BYTES);
+        // One after the other, so that the first byte that is missing is the first one missed.
+        load.queue_depth = 1;
+        load.prelude = Some(Box::new(move || {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_len(left).unwrap();
+        }));
+        let landed = load.run();
+        let failure = expect_failure(&landed, &scratch, &FailureKind::EndOfFile);
+        assert_eq!((failure.file, failure.offset), (Some(0), left));
+        assert_ne!(files[0].identity_now().unwrap(), files[0].identity());
+    }
+}
+
+pub(crate) fn cancelled_before_the_start(mount: Mount) {
+    let Some((scratch, files)) = mount.files(&[500_000]) else { return };
+    let load = mount.load(&files, PIECE_BYTES);
+    load.cancel.cancel();
+    let landed = load.run();
+    expect_failure(&landed, &scratch, &FailureKind::Cancelled);
+    assert!(landed.reads.is_empty());
+}
+
+/// The bytes that a painted slab is full of.
+const PAINT: u8 = 0xC5;
+
+/// A cancelled load has waited for its reads: nobody writes into its memory afterwards. Closing a
+/// ring does not wait by itself, and the kernel was seen to write for half a second more.
+pub(crate) fn cancelled_at_random_moments(mount: Mount) {
+    let Some((scratch, files)) = mount.files(&[1 << 20, 77_777]) else { return };
+    let mut rng = fastrand::Rng::with_seed(u64::from(PIECE_BYTES));
+    let mut painted: Vec<Landed> = Vec::new();
+    for _ in 0..200 {
+        let cancel = Cancel::default();
+        let asked = cancel.clone();
+        let act = Answer::Meanwhile(Box::new(move || asked.cancel()));
+        let rule = Rule::new(act).after(rng.u64(0..19)).times(1);
+        let mut load = mount.load(&files, PIECE_BYTES).with_fault(Script::new(rule));
+        load.cancel = cancel;
+        (load.slots, load.queue_depth) = (4, 4);
+        let mut landed = load.run();
+        landed.expect_right(scratch.contents());
+        match landed.outcome.schedule.failure() {
+            Some(failure) => assert_eq!(failure.kind, FailureKind::Cancelled),
+            None => landed.expect_whole(scratch.contents()),
+        }
+        landed.paint(PAINT);
+        painted.push(landed);
+    }
+    assert!(painted.iter().all(|landed| landed.is_painted(PAINT)), "written after the end");
+    let is_cancelled = |landed: &&Landed| landed.outcome.schedule.failure().is_some();
+    assert!(painted.iter().filter(is_cancelled).count() > 100, "hardly a load was cancelled");
+}
+
+pub(crate) fn receiver_gone(mount: Mount) {
+    for leaves_after in [0, 1, 5] {
+        let Some((scratch, files)) = mount.files(&[1 << 20]) else { return };
+        let mut load = mount.load(&files, PIECE_BYTES);
+        load.uploader_leaves_after = Some(leaves_after);
+        let landed = load.run();
+        expect_failure(&landed, &scratch, &FailureKind::ReceiverGone);
+        assert_eq!(landed.reads.len(), leaves_after);
+    }
+}
+
+/// A kernel that always says "try again" is given up on.
+pub(crate) fn put_off_without_end(mount: Mount) {
+    let Some((scratch, files)) = mount.files(&[4 * PIECE_BYTES as usize]) else { return };
+    let rule = Rule::new(Answer::Errno(Errno::EINTR)).only(|op| op.read == 2);
+    let landed = mount.load(&files, PIECE_BYTES).with_fault(Script::new(rule)).run();
+    let failure = expect_failure(&landed, &scratch, &FailureKind::Stalled(Errno::EINTR));
+    assert_eq!((failure.read, failure.offset), (Some(2), u64::from(2 * PIECE_BYTES)));
+    let received = landed.outcome.schedule.received(0);
+    assert!(Access::ALL.iter().all(|&access| received.get(access) < 4 * u64::from(PIECE_BYTES)));
+}

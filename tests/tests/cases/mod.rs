@@ -1,0 +1,80 @@
+//! The cases of the conformance suite.
+
+pub(crate) mod ends;
+pub(crate) mod faults;
+pub(crate) mod sizes;
+
+use forebay_io::{
+    Access, Errno, FailureKind, Fallback, ModelFile, Performer, ReadFailure, Rung, Step,
+};
+use forebay_tests::{Landed, Load, Scratch, cut};
+use std::sync::Arc;
+
+/// The piece that most cases read at once: more than a block, less than a file.
+pub(crate) const PIECE_BYTES: u32 = 64 << 10;
+
+/// An engine, and the rung that it begins on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mount {
+    pub(crate) performer: Performer,
+    pub(crate) access: Access,
+}
+
+impl Mount {
+    /// Files of the lengths `bytes`; `None`, with a word about it, where this machine can't read
+    /// them this way.
+    pub(crate) fn files(self, bytes: &[usize]) -> Option<(Scratch, Arc<[ModelFile]>)> {
+        let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), bytes);
+        let files = scratch.open();
+        let probe = Scratch::new(env!("CARGO_TARGET_TMPDIR"), &[8192]);
+        let mut load = self.load(&probe.open(), 8192);
+        load.fallback = Fallback::Forbidden;
+        match load.run().outcome.schedule.failure() {
+            None => Some((scratch, files)),
+            Some(failure) => {
+                eprintln!("SKIPPED on {self:?}, which {:?} refuses: {failure}", scratch.folder());
+                None
+            }
+        }
+    }
+
+    /// A load of all of `files` in pieces of `piece_bytes`.
+    pub(crate) fn load(self, files: &Arc<[ModelFile]>, piece_bytes: u32) -> Load {
+        let reads = cut(files, piece_bytes, self.access);
+        Load::new(Arc::clone(files), reads, self.performer)
+    }
+
+    /// The one step that a refusal with `errno` of the first rung costs; `None` if it was the
+    /// last one.
+    pub(crate) fn first_step(self, errno: Errno) -> Option<(Rung, Rung)> {
+        let performer = (Rung::Performer(Performer::Uring), Rung::Performer(Performer::Threads));
+        match (self.performer, errno, self.access.below()) {
+            (Performer::Uring, Errno::EPERM | Errno::ENOSYS, _) => Some(performer),
+            (_, _, Some(below)) => Some((Rung::Access(self.access), Rung::Access(below))),
+            (Performer::Uring, _, None) => Some(performer),
+            (Performer::Threads, _, None) => None,
+        }
+    }
+}
+
+/// Where a step led from and to.
+pub(crate) fn rungs(step: &Step) -> (Rung, Rung) {
+    (step.from, step.to)
+}
+
+/// The failure of a load that must have one.
+pub(crate) fn failure(landed: &Landed) -> &ReadFailure {
+    landed.outcome.schedule.failure().expect("it must fail")
+}
+
+/// That the load failed by `kind`, and that nothing that did arrive is wrong.
+pub(crate) fn expect_failure<'a>(
+    landed: &'a Landed,
+    scratch: &Scratch,
+    kind: &FailureKind,
+) -> &'a ReadFailure {
+    landed.expect_right(scratch.contents());
+    let failure = failure(landed);
+    assert_eq!(failure.kind, *kind, "steps: {:?}", landed.outcome.schedule.steps());
+    failure
+}
