@@ -21,6 +21,7 @@ impl Failure {
         Self { message: message.into(), causes: chain(Some(cause)), remedy: None }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "it is the argument of map_err")]
     pub(crate) fn output(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             // Whoever read our output has seen enough.

@@ -1,15 +1,13 @@
 //! The host device: an arena in ordinary memory.
 
 use crate::error::DeviceError;
+use crate::populate::Populated;
 use crate::uploader::{Segment, Uploader};
 use forebay_mem::{Alignment, Draining, Free, Region, Slot};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// How much memory is populated at a time: enough to be few calls, little enough to stop soon.
-const POPULATE_STEP_BYTES: usize = 16 << 20;
 
 /// Tensors start at multiples of this, on every device.
 const TENSOR_ALIGNMENT: Alignment = match Alignment::new(256) {
@@ -33,6 +31,7 @@ struct Home {
 #[derive(Debug)]
 pub struct HostArena {
     region: Region,
+    populated: Populated,
     homes: Vec<Home>,
 }
 
@@ -54,13 +53,13 @@ impl HostArena {
             let range = range.map_err(|_| DeviceError::TooLarge)?;
             homes.push(Home { range, published: AtomicBool::new(false) });
         }
-        let region = usize::try_from(end).map_err(|_| DeviceError::TooLarge)?;
-        let region = Region::new(region).map_err(|source| DeviceError::OutOfMemory {
+        let bytes = usize::try_from(end).map_err(|_| DeviceError::TooLarge)?;
+        let region = Region::new(bytes).map_err(|source| DeviceError::OutOfMemory {
             device: device.to_owned(),
             needed_bytes: end,
             source,
         })?;
-        let arena = Arc::new(Self { region, homes });
+        let arena = Arc::new(Self { region, populated: Populated::new(bytes), homes });
         let writer = HostWriter { arena: Arc::clone(&arena) };
         Ok((arena, writer))
     }
@@ -79,17 +78,10 @@ impl HostArena {
         Some(unsafe { std::slice::from_raw_parts(start, home.range.len()) })
     }
 
-    /// Gives the memory its pages ahead of the copies: on a virtual machine the first touch of
-    /// memory can cost more than the read. Meant for a thread of its own; stops when told to, or
-    /// where the kernel can't (the pages then come at first touch).
+    /// Gives the memory its pages ahead of the copies, step by step, until told to stop. Meant
+    /// for threads of its own; several share the work.
     pub fn populate(&self, stop: &dyn Fn() -> bool) {
-        let end = self.homes.last().map_or(0, |home| home.range.end);
-        for start in (0..end).step_by(POPULATE_STEP_BYTES) {
-            let step = start..(start + POPULATE_STEP_BYTES).min(end);
-            if stop() || self.region.populate(step).is_err() {
-                return;
-            }
-        }
+        while !stop() && self.populated.populate_next(&self.region) {}
     }
 }
 
@@ -115,7 +107,9 @@ impl HostWriter {
             bytes.len(),
             home.range.len()
         );
-        let target = self.arena.region.at(home.range.start + start);
+        let start = home.range.start + start;
+        self.arena.populated.ensure(&self.arena.region, &(start..start + bytes.len()));
+        let target = self.arena.region.at(start);
         // SAFETY: the target range lies in an unpublished tensor (checked above), which only
         // this writer touches, and `&mut self` makes it one write at a time. `bytes` is a slot's
         // memory, never the arena's.

@@ -9,6 +9,7 @@
 
 mod error;
 mod host;
+mod populate;
 mod uploader;
 
 pub use error::DeviceError;

@@ -26,7 +26,7 @@ pub(crate) fn open(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
         Some(Format::Safetensors) => {
             let parsed = parse(&file, prefix, safetensors::parse)?;
             let catalog = safetensors::catalog(vec![(name(path), file.bytes(), parsed)], None);
-            Ok((catalog.map_err(|error| error.in_file(&path.display().to_string()))?, vec![file]))
+            Ok((catalog.map_err(|error| error.in_file(path.display().to_string()))?, vec![file]))
         }
         _ => Err(Error::no_model(
             path,
@@ -54,7 +54,7 @@ fn parse<T>(
 ) -> Result<T, Error> {
     loop {
         let parsed = parser(&prefix, file.bytes());
-        match parsed.map_err(|error| error.in_file(&file.path().display().to_string()))? {
+        match parsed.map_err(|error| error.in_file(file.path().display().to_string()))? {
             Parse::Complete(header) => return Ok(header),
             Parse::NeedBytes(bytes) => {
                 let had = prefix.len();
@@ -99,7 +99,7 @@ fn open_gguf(
 fn open_index(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
     let file = ModelFile::open(path)?;
     let text = read_prefix(&file, file.bytes())?;
-    let named = |error: FormatError| error.in_file(&path.display().to_string());
+    let named = |error: FormatError| error.in_file(path.display().to_string());
     let index = safetensors::parse_index(&text).map_err(named)?;
     let mut parts = Vec::new();
     let mut files = Vec::new();
@@ -170,6 +170,7 @@ fn shards_of(index: &Path) -> Result<Vec<String>, Error> {
     let file = ModelFile::open(index)?;
     let text = read_prefix(&file, file.bytes())?;
     let index_name = index.display().to_string();
-    let parsed = safetensors::parse_index(&text).map_err(|error| error.in_file(&index_name))?;
+    let parsed =
+        safetensors::parse_index(&text).map_err(|error| error.in_file(index_name.clone()))?;
     Ok(parsed.files().iter().map(ToString::to_string).collect())
 }

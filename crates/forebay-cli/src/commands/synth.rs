@@ -213,18 +213,22 @@ fn fill(rng: &mut Rng, tensor: &SynthTensor, piece: &mut [u8]) {
         Dtype::BF16 => piece.chunks_exact_mut(2).for_each(|element| {
             element[1] = element[1] & 0b1000_0000 | 0b0011_1100;
         }),
-        Dtype::Q8_0 => {
-            piece.chunks_exact_mut(block_bytes).for_each(|block| sane_half(&mut block[..2]))
+        dtype => {
+            for block in piece.chunks_exact_mut(block_bytes) {
+                scale_offsets(dtype).iter().for_each(|&at| sane_half(&mut block[at..at + 2]));
+            }
         }
-        Dtype::Q4_K => piece.chunks_exact_mut(block_bytes).for_each(|block| {
-            sane_half(&mut block[..2]);
-            sane_half(&mut block[2..4]);
-        }),
+    }
+}
+
+/// Where in a block the half-precision scales are.
+fn scale_offsets(dtype: Dtype) -> &'static [usize] {
+    match dtype {
+        Dtype::Q8_0 => &[0],
+        Dtype::Q4_K => &[0, 2],
         // Its scale comes last: 128 + 64 + 16 bytes of quants and sub-scales before it.
-        Dtype::Q6_K => {
-            piece.chunks_exact_mut(block_bytes).for_each(|block| sane_half(&mut block[208..]))
-        }
-        _ => {}
+        Dtype::Q6_K => &[208],
+        _ => &[],
     }
 }
 

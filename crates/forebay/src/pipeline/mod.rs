@@ -69,7 +69,7 @@ pub struct Load {
 struct Threads {
     read: JoinHandle<ReadOutcome>,
     upload: JoinHandle<UploadOutcome>,
-    populate: JoinHandle<()>,
+    populate: Vec<JoinHandle<()>>,
 }
 
 /// What the threads left, once all have ended well.
@@ -93,7 +93,7 @@ impl Load {
             writers.push(writer);
         }
         let (lock, locked) = lock(plan)?;
-        let tensors = Arc::new(Tensors::new(plan, arenas.clone(), lock));
+        let tensors = Arc::new(Tensors::new(plan, &arenas, lock));
         let slots = plan.staging.slots;
         let chunk_bytes = usize::try_from(plan.staging.chunk_bytes).unwrap_or(usize::MAX);
         let (slab, tokens) =
@@ -125,7 +125,7 @@ impl Load {
             reclaim: plan.options.reclaim != Reclaim::Off,
             fault,
         };
-        let threads = Threads::spawn(job, upload, arenas, &cancel)?;
+        let threads = Threads::spawn(job, upload, &arenas, &cancel)?;
         let mut load = Self {
             plan: plan.clone(),
             started,
@@ -269,18 +269,21 @@ impl Threads {
     fn spawn(
         job: ReadJob,
         upload: UploadJob,
-        arenas: Vec<Arc<HostArena>>,
+        arenas: &[Arc<HostArena>],
         cancel: &Cancel,
     ) -> Result<Self, Error> {
         let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let refused = |error: std::io::Error| Error::Internal(format!("no thread: {error}"));
-        let stop = cancel.clone();
-        let populate = builder("forebay-populate")
-            .spawn(move || {
-                for arena in arenas {
-                    arena.populate(&|| stop.is_cancelled());
-                }
+        let populate = (0..populating_threads())
+            .map(|_| {
+                let (arenas, stop) = (arenas.to_vec(), cancel.clone());
+                builder("forebay-populate").spawn(move || {
+                    for arena in arenas {
+                        arena.populate(&|| stop.is_cancelled());
+                    }
+                })
             })
+            .collect::<Result<_, _>>()
             .map_err(refused)?;
         // Were a spawn refused, the channels' ends dropped with the closure end the others.
         let upload = builder("forebay-upload").spawn(move || upload.run()).map_err(refused)?;
@@ -292,11 +295,18 @@ impl Threads {
         // Reader before uploader: the uploader ends when the reader's channel does.
         let read = self.read.join();
         let upload = self.upload.join();
-        let populate = self.populate.join();
+        let populate: Result<(), _> = self.populate.into_iter().try_for_each(JoinHandle::join);
         let panicked = |name: &str| Error::Internal(format!("the {name} thread panicked"));
         populate.map_err(|_| panicked("populating"))?;
         Ok((read.map_err(|_| panicked("reading"))?, upload.map_err(|_| panicked("uploading"))?))
     }
+}
+
+/// How many threads populate: the cores that the uploader leaves, which helps when it must wait.
+fn populating_threads() -> usize {
+    const THREADS_MAX: usize = 4;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.saturating_sub(1).clamp(1, THREADS_MAX)
 }
 
 fn schedule(plan: &Plan) -> Schedule {
@@ -350,7 +360,7 @@ fn lock(plan: &Plan) -> Result<(PageLock, LockReport), Error> {
 }
 
 impl Tensors {
-    fn new(plan: &Plan, arenas: Vec<Arc<HostArena>>, lock: PageLock) -> Self {
+    fn new(plan: &Plan, arenas: &[Arc<HostArena>], lock: PageLock) -> Self {
         let catalog = plan.model.shared_catalog();
         let memory = (plan.homes.iter().zip(catalog.tensors()))
             .map(|(home, tensor)| match *home {
