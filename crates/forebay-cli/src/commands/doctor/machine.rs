@@ -1,0 +1,155 @@
+//! What holds for every path on this machine.
+
+use super::Check;
+use crate::size;
+use forebay_io::{Errno, uring_support};
+use std::path::Path;
+
+pub(super) fn checks() -> Vec<Check> {
+    let mut checks = vec![kernel(), io_uring(), memlock(), open_files(), huge_pages(), numa()];
+    checks.push(memory());
+    checks.extend(cuda());
+    checks
+}
+
+fn read(path: impl AsRef<Path>) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn kernel() -> Check {
+    let release = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let since = [
+        ((5, 14), "populating memory ahead"),
+        ((6, 1), "direct I/O alignment by statx, deferred task work of io_uring"),
+        ((6, 5), "asking the page cache (cachestat)"),
+        ((6, 14), "reads that leave no page cache behind (RWF_DONTCACHE)"),
+    ];
+    let lacking: Vec<&str> =
+        since.iter().filter(|(needed, _)| version < *needed).map(|(_, what)| *what).collect();
+    if lacking.is_empty() {
+        return Check::good("kernel", format!("Linux {release}"));
+    }
+    let found = format!("Linux {release}, without: {}", lacking.join("; "));
+    Check::bad("kernel", found, "a newer kernel loads faster; this one loads right as well")
+}
+
+fn io_uring() -> Check {
+    match uring_support() {
+        Ok(support) if support.deferred_taskrun => {
+            Check::good("io_uring", "available, with deferred task work")
+        }
+        Ok(_) => Check::good("io_uring", "available, without deferred task work (Linux 6.1)"),
+        Err(errno) => {
+            let sysctl = read("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+            let remedy = match (errno, sysctl.as_str()) {
+                (Errno::EPERM, "1" | "2") => {
+                    format!(
+                        "kernel.io_uring_disabled is {sysctl}: sysctl kernel.io_uring_disabled=0"
+                    )
+                }
+                (Errno::EPERM | Errno::ENOSYS, _) => {
+                    "a container's seccomp filter forbids it: allow io_uring_setup, io_uring_enter \
+                     and io_uring_register"
+                        .to_owned()
+                }
+                _ => "reads are made by threads instead, at more CPU time".to_owned(),
+            };
+            Check::bad("io_uring", format!("refused: {errno}"), remedy)
+        }
+    }
+}
+
+fn memlock() -> Check {
+    /// The default staging memory with some room.
+    const WANTED_BYTES: u64 = 64 << 20;
+    match forebay_mem::memlock_limit_bytes() {
+        None => Check::good("memlock limit", "unlimited"),
+        Some(bytes) if bytes >= WANTED_BYTES => Check::good("memlock limit", size::show(bytes)),
+        Some(bytes) if nix::unistd::geteuid().is_root() => {
+            Check::good("memlock limit", format!("{}, which does not bind root", size::show(bytes)))
+        }
+        Some(bytes) => Check::bad(
+            "memlock limit",
+            format!("{}: staging memory can't be registered, nor models locked", size::show(bytes)),
+            "ulimit -l unlimited (as root), or LimitMEMLOCK=infinity of the service",
+        ),
+    }
+}
+
+fn open_files() -> Check {
+    use nix::sys::resource::{Resource, getrlimit};
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, _)) if soft < 1024 => {
+            Check::bad("open files", soft.to_string(), "two a shard are needed: ulimit -n 4096")
+        }
+        Ok((soft, _)) => Check::good("open files", soft.to_string()),
+        Err(errno) => Check::fact("open files", format!("unknown: {errno}")),
+    }
+}
+
+fn huge_pages() -> Check {
+    let name = "huge pages";
+    match read("/sys/kernel/mm/transparent_hugepage/enabled") {
+        Some(modes) if modes.contains("[never]") => Check::bad(
+            name,
+            "transparent huge pages are off: every 4 KiB of memory costs a fault",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        ),
+        Some(modes) => Check::good(name, format!("transparent: {modes}")),
+        None => Check::fact(name, "the kernel has no transparent huge pages"),
+    }
+}
+
+fn numa() -> Check {
+    let node = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.strip_prefix("node").is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let entries = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+    let nodes = entries.filter(node).count().max(1);
+    Check::fact("NUMA", if nodes == 1 { "one node".to_owned() } else { format!("{nodes} nodes") })
+}
+
+fn memory() -> Check {
+    let text = read("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 =
+            line.trim_start_matches(':').trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(size::show(kib << 10))
+    };
+    let show = |name| field(name).unwrap_or_else(|| "unknown".to_owned());
+    let (total, available) = (show("MemTotal"), show("MemAvailable"));
+    Check::fact("memory", format!("{total}, {available} available"))
+}
+
+/// What can be known of GPUs without a driver library: the kernel's side.
+fn cuda() -> Vec<Check> {
+    const VENDOR_NVIDIA: &str = "0x10de";
+    let driver = read("/proc/driver/nvidia/version");
+    let mut checks = vec![match &driver {
+        Some(text) => Check::fact("CUDA driver", text.lines().next().unwrap_or("").to_owned()),
+        None => Check::fact("CUDA driver", "none: offloaded tensors go to host memory"),
+    }];
+    let devices = std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
+    for device in devices.map(|device| device.path()) {
+        let is_display = read(device.join("class")).is_some_and(|class| class.starts_with("0x03"));
+        if !is_display || read(device.join("vendor")).as_deref() != Some(VENDOR_NVIDIA) {
+            continue;
+        }
+        let field = |name: &str| read(device.join(name)).unwrap_or_else(|| "unknown".to_owned());
+        let id = device.file_name().map(|id| id.to_string_lossy().into_owned());
+        let found = format!(
+            "{} at {}, {} lanes of at most {} and {}",
+            id.unwrap_or_default(),
+            field("current_link_speed"),
+            field("current_link_width"),
+            field("max_link_width"),
+            field("max_link_speed")
+        );
+        checks.push(Check::fact("PCIe link", found));
+    }
+    checks
+}
