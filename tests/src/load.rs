@@ -207,8 +207,10 @@ impl Landed {
             assert!(bytes.len() >= need_bytes, "read {read}: {} bytes of {spec:?}", bytes.len());
             let offset = usize::try_from(spec.offset).expect("test files are small");
             let wanted = &contents[spec.file][offset..][..bytes.len()];
-            let wrong = bytes.iter().zip(wanted).position(|(byte, wanted)| byte != wanted);
-            assert_eq!(wrong, None, "read {read} is wrong from that byte on: {spec:?}");
+            if bytes != wanted {
+                let wrong = bytes.iter().zip(wanted).position(|(byte, wanted)| byte != wanted);
+                panic!("read {read} is wrong from byte {wrong:?} on: {spec:?}");
+            }
         }
     }
 
@@ -237,7 +239,7 @@ impl Landed {
         let start = self.slab.region().start().cast_const();
         // SAFETY: as in `paint`; the bytes are initialised, being the kernel's zeroes at least.
         let all = unsafe { std::slice::from_raw_parts(start, bytes) };
-        all.iter().all(|&byte| byte == value)
+        all == vec![value; bytes]
     }
 }
 

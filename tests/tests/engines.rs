@@ -33,6 +33,7 @@ macro_rules! every_case {
                 put_off_all_the_time, short_then_efault, refusals_at_every_rung,
                 refusal_where_fallback_is_forbidden;
             ends: eio, file_cut_short, cancelled_before_the_start, cancelled_at_random_moments,
+                nothing_is_written_after_the_end,
                 receiver_gone, put_off_without_end;
         }
     };

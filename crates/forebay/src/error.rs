@@ -132,7 +132,10 @@ impl Error {
         Some(match self {
             Self::Open(error) => return open_remedy(&error.kind),
             Self::NoModel { remedy, .. } | Self::Option { remedy, .. } => remedy.clone(),
-            Self::Format(error) => return error.remedy().map(ToString::to_string),
+            Self::Format(error) => error.remedy().map_or_else(
+                || "the file is damaged, or not what its name says: get it again".to_owned(),
+                ToOwned::to_owned,
+            ),
             Self::Read { failure, .. } => return read_remedy(&failure.kind),
             Self::Changed { .. } => {
                 "load it again once nobody writes to it (a download still running?)".to_owned()

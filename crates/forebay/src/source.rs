@@ -21,7 +21,13 @@ pub(crate) fn open(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
     }
     let file = ModelFile::open(path)?;
     let prefix = read_prefix(&file, PREFIX_BYTES.min(file.bytes()))?;
-    match sniff(&prefix) {
+    // A damaged start is best explained by the parser of what the file claims to be.
+    let claimed = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gguf") => Some(Format::Gguf),
+        Some("safetensors") => Some(Format::Safetensors),
+        _ => None,
+    };
+    match sniff(&prefix).or(claimed) {
         Some(Format::Gguf) => open_gguf(path, file, prefix),
         Some(Format::Safetensors) => {
             let parsed = parse(&file, prefix, safetensors::parse)?;
@@ -31,8 +37,7 @@ pub(crate) fn open(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
         _ => Err(Error::no_model(
             path,
             "is neither GGUF nor safetensors",
-            "name a .gguf or .safetensors file, a *.safetensors.index.json, or a folder with one \
-             of them; if it is one, it is damaged at its start: get it again",
+            "name a .gguf or .safetensors file, a *.safetensors.index.json, or a folder with one",
         )),
     }
 }

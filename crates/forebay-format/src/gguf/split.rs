@@ -132,9 +132,10 @@ fn check_parts(parts: &[(String, u64, GgufFile)]) -> Result<(), FormatError> {
         }
     }
     check_missing(parts, split.count)?;
-    for (index, (name, _, part)) in parts.iter().enumerate() {
-        if part.split.is_some_and(|split| split.index != index as u64) {
-            let cause = format!("split.no does not say {index}: the parts are out of order");
+    for (wanted, (name, _, part)) in (0_u64..).zip(parts) {
+        if let Some(Split { index, .. }) = part.split.filter(|split| split.index != wanted) {
+            let cause =
+                format!("split.no is {index} but {wanted} belongs here: parts out of order");
             return Err(FormatError::parts(cause).in_file(name));
         }
     }

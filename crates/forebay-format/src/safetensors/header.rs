@@ -16,6 +16,9 @@ pub(super) struct Entry<'a> {
     pub(super) data_offsets: (u64, u64),
 }
 
+/// About what an entry takes, name included.
+const ENTRY_BYTES_USUAL: usize = 100;
+
 #[derive(Default)]
 pub(super) struct Header<'de> {
     pub(super) metadata: Vec<(Name<'de>, String)>,
@@ -30,7 +33,7 @@ pub(super) fn parse(json: &[u8], json_at: u64) -> Result<Header<'_>, FormatError
     })?;
     let mut key = Name::default();
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let header = HeaderSeed { key: &mut key }
+    let header = HeaderSeed { key: &mut key, expected: json.len() / ENTRY_BYTES_USUAL }
         .deserialize(&mut deserializer)
         .and_then(|header| deserializer.end().map(|()| header));
     header.map_err(|error| {
@@ -43,6 +46,8 @@ pub(super) fn parse(json: &[u8], json_at: u64) -> Result<Header<'_>, FormatError
 /// makes deep inside an entry can still be laid to its tensor.
 struct HeaderSeed<'k, 'de> {
     key: &'k mut Name<'de>,
+    /// About how many entries there are, so that tables need not grow.
+    expected: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for HeaderSeed<'_, 'de> {
@@ -62,7 +67,8 @@ impl<'de> Visitor<'de> for HeaderSeed<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut header = Header::default();
-        let mut keys = HashSet::new();
+        header.tensors.reserve(self.expected);
+        let mut keys = HashSet::with_capacity(self.expected);
         while let Some(key) = map.next_key::<Name<'de>>()? {
             *self.key = key;
             if !keys.insert(self.key.clone()) {

@@ -55,7 +55,8 @@ pub(crate) fn parse_in_steps<T>(
 pub(crate) fn catalog_of(name: &str, file: &[u8]) -> Result<Catalog, FormatError> {
     let bytes = file.len() as u64;
     let named = |error: FormatError| error.in_file(name);
-    if sniff(file) == Some(Format::Gguf) {
+    // By name too: a GGUF file of the wrong byte order is not recognised.
+    if name.ends_with(".gguf") || sniff(file) == Some(Format::Gguf) {
         let header = parse_in_steps(file, gguf::parse).map_err(named)?;
         gguf::catalog(vec![(name.to_owned(), bytes, header)])
     } else {

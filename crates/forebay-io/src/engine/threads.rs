@@ -87,7 +87,9 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
     wake.recv(&shared.all_started);
     let started = Instant::now();
     loop {
-        match begin(shared, &mut lock()) {
+        // A statement of its own: the lock must not outlive it into the wait below.
+        let begun = begin(shared, &mut lock());
+        match begun {
             Begin::Started(slot, op) => {
                 let waited_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 shared.waited_ns.fetch_add(waited_ns, Ordering::Relaxed);

@@ -83,6 +83,8 @@ impl Load {
     pub(crate) fn start(plan: &Plan, hooks: Hooks) -> Result<Self, Error> {
         let started = Instant::now();
         let Hooks { cancel, progress, fault } = hooks;
+        // The caller's flag may serve other loads too: ending this one must not set it.
+        let cancel = cancel.child();
         let mut arenas = Vec::new();
         let mut writers = Vec::new();
         for arena in &plan.arenas {
@@ -256,8 +258,6 @@ impl Drop for Load {
 impl Load {
     fn cancel_and_join(&mut self) {
         if let Some(threads) = self.threads.take() {
-            // The handle may be the caller's, shared with other loads: only this one is stopped,
-            // and only if it still runs.
             self.cancel.cancel();
             // Nobody is left to hear how it ended.
             let _ = threads.join();

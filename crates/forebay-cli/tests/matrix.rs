@@ -1,0 +1,119 @@
+//! Every tensor of every fixture, in every mode and placement, against the sha256 that the
+//! official readers' bytes have.
+
+mod support;
+
+use serde_json::Value;
+use support::{failure, json, manifest, run, scratch, text};
+
+const MODES: [&str; 8] =
+    ["auto", "none", "mmap", "mlock", "mlock-strict", "dio", "device=dio,cpu=mmap", "cpu=dio"];
+
+fn assert_digests(report: &Value, tensors: &[Value], what: &str) {
+    let digests = report["digests"].as_object().unwrap();
+    assert_eq!(digests.len(), tensors.len(), "{what}");
+    for tensor in tensors {
+        let name = tensor["name"].as_str().unwrap();
+        assert_eq!(digests[name], tensor["sha256"], "{what}: {name}");
+    }
+}
+
+#[test]
+fn every_mode_and_placement_lands_the_official_bytes() {
+    for (model, tensors) in manifest() {
+        for mode in MODES {
+            for layers in ["0", "1", "all"] {
+                for engine in ["auto", "threads"] {
+                    let what = format!("{} {mode} {layers} {engine}", model.display());
+                    let report = json(&[
+                        "load",
+                        text(&model),
+                        "--json",
+                        "--digest",
+                        "--device",
+                        "host",
+                        "--load-mode",
+                        mode,
+                        "--gpu-layers",
+                        layers,
+                        "--engine",
+                        engine,
+                    ]);
+                    assert_digests(&report, &tensors, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn odd_reads_and_tiny_staging_change_no_byte() {
+    let shapes = [["4096", "1", "4096"], ["4096", "3", "12288"], ["8KiB", "64", "64KiB"]];
+    for (model, tensors) in manifest() {
+        for [chunk, depth, staging] in shapes {
+            for mode in ["dio", "none", "mmap"] {
+                let report = json(&[
+                    "load",
+                    text(&model),
+                    "--json",
+                    "--digest",
+                    "--load-mode",
+                    mode,
+                    "--chunk",
+                    chunk,
+                    "--queue-depth",
+                    depth,
+                    "--staging",
+                    staging,
+                ]);
+                assert_digests(&report, &tensors, &format!("{} {mode} {chunk}", model.display()));
+                let staging_bytes = report["memory"]["staging_bytes"].as_u64().unwrap();
+                assert!(staging_bytes <= 64 << 10, "{staging_bytes}");
+            }
+        }
+    }
+}
+
+#[test]
+fn inspect_lists_what_the_official_readers_list() {
+    for (model, tensors) in manifest() {
+        let listed = json(&["inspect", text(&model), "--json"]);
+        let listed = listed["tensors"].as_array().unwrap();
+        assert_eq!(listed.len(), tensors.len(), "{}", model.display());
+        for tensor in &tensors {
+            let entry = listed.iter().find(|entry| entry["name"] == tensor["name"]).unwrap();
+            for key in ["dtype", "shape", "bytes"] {
+                assert_eq!(entry[key], tensor[key], "{}: {}", model.display(), tensor["name"]);
+            }
+            let file = std::fs::read(entry["file"].as_str().unwrap()).unwrap();
+            let end = entry["offset"].as_u64().unwrap() + entry["bytes"].as_u64().unwrap();
+            assert!(end <= file.len() as u64);
+        }
+    }
+}
+
+#[test]
+fn a_manifest_finds_one_changed_byte_and_names_its_tensor() {
+    let folder = scratch();
+    let model = folder.path().join("model.gguf");
+    let manifest = folder.path().join("manifest");
+    let (model, manifest) = (text(&model), text(&manifest));
+    assert!(run(&["synth", model, "--size", "3MiB", "--seed", "7"]).status.success());
+    json(&["verify", model, "--manifest", manifest, "--write", "--json"]);
+    for mode in ["auto", "dio", "mmap"] {
+        let verified = json(&["verify", model, "--manifest", manifest, "--json", "-lm", mode]);
+        assert_eq!(verified["equal"], verified["tensors"]);
+    }
+    let listed = json(&["inspect", model, "--json"]);
+    let tensor = &listed["tensors"][3];
+    let mut bytes = std::fs::read(model).unwrap();
+    let at = tensor["offset"].as_u64().unwrap() + tensor["bytes"].as_u64().unwrap() - 1;
+    bytes[usize::try_from(at).unwrap()] ^= 1;
+    std::fs::write(model, bytes).unwrap();
+    let output = run(&["verify", model, "--manifest", manifest, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let verified: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(verified["different"], serde_json::json!([tensor["name"]]));
+    std::fs::write(manifest, "not a digest  x\n").unwrap();
+    assert!(failure(&["verify", model, "--manifest", manifest]).contains("line 1"));
+}
