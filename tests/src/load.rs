@@ -5,7 +5,7 @@ use forebay_io::{
     Access, Cancel, Fallback, Fault, Filled, ModelFile, Performer, ReadJob, ReadOutcome, ReadSpec,
     Schedule, Step, StepAt,
 };
-use forebay_mem::{Alignment, Draining, FileMapping, Free, Slab, Slot, SlotCensus};
+use forebay_mem::{Alignment, Draining, FileMapping, Free, Slab, Slot, SlotCensus, page_bytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub struct Load {
     pub uploader_keeps: usize,
     /// After how many reads the uploader goes away.
     pub uploader_leaves_after: Option<usize>,
-    /// Runs first on the thread that the reads are performed from.
+    /// Runs first on the thread that the reads are performed from, which then is a new one.
     pub prelude: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -87,6 +87,17 @@ impl Load {
     /// If one is, or if the reader does.
     #[must_use]
     pub fn run(mut self) -> Landed {
+        let Some(act) = self.prelude.take() else { return self.run_here() };
+        let run = move || {
+            act();
+            self.run_here()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join().expect("the reader does not panic"))
+    }
+
+    /// Reads on this very thread. The kernel lets no thread end before its reads have: a reader
+    /// on a thread of its own would look as if it had waited for them even if it had not.
+    fn run_here(self) -> Landed {
         let (slab, tokens) = Slab::new(self.slot_bytes, self.slots).expect("memory for the slots");
         let (free_sender, free) = bounded(self.slots);
         let (full_sender, full) = bounded(self.slots);
@@ -94,17 +105,12 @@ impl Load {
             free_sender.send(token).expect("room for every slot");
         }
         let (keeps, leaves_after) = (self.uploader_keeps, self.uploader_leaves_after);
-        let prelude = self.prelude.take();
         let job = self.into_job(&slab, free.clone(), full_sender);
         let (outcome, reads) = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                if let Some(act) = prelude {
-                    act();
-                }
-                job.run()
-            });
-            let reads = upload(full, free_sender, keeps, leaves_after.unwrap_or(usize::MAX));
-            (reader.join().expect("the reader does not panic"), reads)
+            let leaves_after = leaves_after.unwrap_or(usize::MAX);
+            let uploader = scope.spawn(move || upload(full, free_sender, keeps, leaves_after));
+            let outcome = job.run();
+            (outcome, uploader.join().expect("the uploader does not panic"))
         });
         let free: Vec<_> = free.try_iter().collect();
         let landed = Landed { reads, outcome, slab, free };
@@ -223,23 +229,32 @@ impl Landed {
         assert_eq!(self.free.len() + dropped, self.slab.slots());
     }
 
-    /// Writes `value` over all of the slab. Nobody but a kernel that was not waited for can
-    /// change it from now on; see [`Landed::is_painted`].
+    /// Writes `value` over the last page of every slot. Nobody but a kernel that was not waited
+    /// for can change it from now on, and would, for it fills slots whole; see
+    /// [`Landed::is_painted`]. The last pages only, last slot first, to be there before it.
     pub fn paint(&mut self, value: u8) {
-        let bytes = self.slab.slot_bytes() * self.slab.slots();
-        // SAFETY: the load has ended, `self` holds the tokens that came back, in state free, and
-        // the others are gone: nothing else in this process refers to the slab's bytes.
-        unsafe { self.slab.region().start().write_bytes(value, bytes) };
+        for page in self.last_pages().rev() {
+            // SAFETY: the load has ended, `self` holds the tokens that came back, in state free,
+            // and the others are gone: nothing else in this process refers to the slab's bytes.
+            unsafe { page.write_bytes(value, page_bytes()) };
+        }
     }
 
-    /// Whether all of the slab still holds `value`.
+    /// Whether the last page of every slot still holds `value`.
     #[must_use]
     pub fn is_painted(&self, value: u8) -> bool {
-        let bytes = self.slab.slot_bytes() * self.slab.slots();
-        let start = self.slab.region().start().cast_const();
-        // SAFETY: as in `paint`; the bytes are initialised, being the kernel's zeroes at least.
-        let all = unsafe { std::slice::from_raw_parts(start, bytes) };
-        all == vec![value; bytes]
+        self.last_pages().all(|page| {
+            // SAFETY: as in `paint`; the bytes are initialised, being the kernel's zeroes at
+            // least, and live as long as the slab.
+            let page = unsafe { std::slice::from_raw_parts(page, page_bytes()) };
+            page.iter().all(|&byte| byte == value)
+        })
+    }
+
+    fn last_pages(&self) -> impl DoubleEndedIterator<Item = *mut u8> {
+        let slot_bytes = self.slab.slot_bytes();
+        let end = move |slot: usize| (slot + 1) * slot_bytes;
+        (0..self.slab.slots()).map(move |slot| self.slab.region().at(end(slot) - page_bytes()))
     }
 }
 

@@ -138,6 +138,7 @@ fn a_ring_that_goes_silent_with_reads_in_flight_is_a_failure() {
     let forbid = || seccomp::forbid(&[libc::SYS_io_uring_enter], Errno::EPERM).unwrap();
     let rule = Rule::new(Answer::Meanwhile(Box::new(forbid))).times(1);
     let mut load = Load::new(files, reads, Performer::Uring).with_fault(Script::new(rule));
+    load.prelude = Some(Box::new(|| {})); // A thread of its own, to forbid something to.
     // Large and many, so that with the first to complete others are still on their way.
     (load.slots, load.queue_depth) = (16, 16);
     let landed = load.run();

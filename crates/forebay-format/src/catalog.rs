@@ -114,7 +114,13 @@ impl Catalog {
     /// The tensor with this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.by_name.get(name).map(|index| &self.tensors[*index])
+        self.position(name).map(|index| &self.tensors[index])
+    }
+
+    /// Where in [`Catalog::tensors`] the tensor with this name is.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
     }
 
     /// The model's key/values: those of the first part (GGUF), or all shards' `__metadata__`,

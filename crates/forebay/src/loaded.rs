@@ -156,8 +156,7 @@ impl Loaded {
     /// The tensor of that name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        let index = self.tensors.catalog.tensors().iter().position(|tensor| tensor.name == name)?;
-        Some(self.tensors.get(index))
+        self.tensors.catalog.position(name).map(|index| self.tensors.get(index))
     }
 
     /// The model's tensors and metadata.

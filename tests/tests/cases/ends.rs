@@ -3,6 +3,7 @@
 use super::{Mount, PIECE_BYTES, expect_failure};
 use forebay_io::{Cancel, Errno, FailureKind};
 use forebay_tests::{Answer, Landed, Rule, Script};
+use std::time::Duration;
 
 pub(crate) fn eio(mount: Mount) {
     let Some((scratch, files)) = mount.files(&[300_000, 400_000]) else { return };
@@ -71,21 +72,26 @@ pub(crate) fn cancelled_at_random_moments(mount: Mount) {
 /// itself, and the kernel was seen to write for half a second after it.
 pub(crate) fn nothing_is_written_after_the_end(mount: Mount) {
     const PAINT: u8 = 0xC5;
-    let piece_bytes = 1 << 20;
-    let Some((scratch, files)) = mount.files(&[12 * piece_bytes as usize]) else { return };
+    // More than most disks read before the load is cancelled.
+    let (piece_bytes, pieces) = (2 << 20, 32);
+    let Some((scratch, files)) = mount.files(&[pieces * piece_bytes as usize]) else { return };
     // On the disk and not on its way there, or the first direct read would wait for all of it.
     std::fs::File::open(scratch.path(0)).unwrap().sync_all().unwrap();
     let mut painted: Vec<Landed> = Vec::new();
-    for _ in 0..8 {
-        let cancel = Cancel::default();
-        let asked = cancel.clone();
-        let act = Answer::Meanwhile(Box::new(move || asked.cancel()));
-        let mut load = mount.load(&files, piece_bytes).with_fault(Script::new(Rule::new(act)));
-        load.cancel = cancel;
-        (load.slots, load.queue_depth) = (12, 12);
+    for round in 0..6 {
+        let mut load = mount.load(&files, piece_bytes);
+        (load.slots, load.queue_depth) = (pieces, pieces);
+        let cancel = load.cancel.clone();
+        // Disks that complete in batches have read all of it by the first completion; so some
+        // time before it, which is not known, and tried for.
+        let canceller = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1 + 3 * round));
+            cancel.cancel();
+        });
         let mut landed = load.run();
         landed.paint(PAINT);
         painted.push(landed);
+        canceller.join().unwrap();
     }
     assert!(painted.iter().all(|landed| landed.is_painted(PAINT)), "written after the end");
 }

@@ -20,8 +20,10 @@ pub fn manifest() -> Vec<(PathBuf, Vec<Value>)> {
         .collect()
 }
 
+/// The command; `FOREBAY_BIN` and `FOREBAY_SCRATCH` let another user run a copied test.
 pub fn command() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_forebay"))
+    let built = env!("CARGO_BIN_EXE_forebay").into();
+    Command::new(std::env::var_os("FOREBAY_BIN").unwrap_or(built))
 }
 
 pub fn run(arguments: &[&str]) -> Output {
@@ -50,7 +52,8 @@ pub fn failure(arguments: &[&str]) -> String {
 
 /// A temporary folder on the disk that the build lies on, where direct reads work if anywhere.
 pub fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    let target = env!("CARGO_TARGET_TMPDIR").into();
+    tempfile::tempdir_in(std::env::var_os("FOREBAY_SCRATCH").unwrap_or(target)).unwrap()
 }
 
 pub fn text(path: &Path) -> &str {

@@ -1,0 +1,34 @@
+# What a developer types; `just` lists them.
+
+default:
+    @just --list
+
+# What CI runs, all of it
+ci:
+    .ci/run
+
+# The checks before a commit
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo test --workspace
+
+# The suites that need root: filesystems, limits, strace
+root:
+    FOREBAY_ROOT_TESTS=1 cargo test -p forebay-cli -p forebay-tests --test 'root_*' --test io_uring_disabled -- --test-threads=1 --nocapture
+
+# Load modes against each other, on a synthetic model
+bench:
+    cargo run --release -- bench
+
+# Cold and warm loads beside fio's best shape
+fio model:
+    benches/against_fio.py {{model}} --touch 10
+
+# Criterion benchmarks
+micro:
+    cargo bench -p forebay-benches
+
+# The API's documentation
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
