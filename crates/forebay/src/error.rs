@@ -106,6 +106,12 @@ pub enum Error {
     /// Somebody asked the load to stop.
     #[error("cancelled")]
     Cancelled,
+    /// The system gives no more threads.
+    #[error("a thread of the load can't be started")]
+    Thread {
+        /// What the system answered.
+        source: std::io::Error,
+    },
     /// A thread of the load panicked: a bug of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -146,6 +152,9 @@ impl Error {
             Self::Memory { .. } => "give a smaller --staging or --chunk, or free memory".to_owned(),
             Self::Device(DeviceError::OutOfMemory { .. }) => {
                 "offload fewer layers (--gpu-layers N) or free memory".to_owned()
+            }
+            Self::Thread { .. } => {
+                "raise the limits of threads (ulimit -u) and address space (ulimit -v)".to_owned()
             }
             Self::Internal(_) => "please report it, with the model's header and the command".into(),
             Self::Header { .. } | Self::Device(_) | Self::Cancelled => return None,

@@ -273,7 +273,11 @@ impl Threads {
         cancel: &Cancel,
     ) -> Result<Self, Error> {
         let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let refused = |error: std::io::Error| Error::Internal(format!("no thread: {error}"));
+        let refused = |source: std::io::Error| {
+            // Those that have started end by the flag, or by their channels' other ends dropping.
+            cancel.cancel();
+            Error::Thread { source }
+        };
         let populate = (0..populating_threads())
             .map(|_| {
                 let (arenas, stop) = (arenas.to_vec(), cancel.clone());
@@ -285,7 +289,6 @@ impl Threads {
             })
             .collect::<Result<_, _>>()
             .map_err(refused)?;
-        // Were a spawn refused, the channels' ends dropped with the closure end the others.
         let upload = builder("forebay-upload").spawn(move || upload.run()).map_err(refused)?;
         let read = builder("forebay-read").spawn(move || job.run()).map_err(refused)?;
         Ok(Self { read, upload, populate })

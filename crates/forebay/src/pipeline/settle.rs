@@ -16,8 +16,8 @@ pub(super) fn check(plan: &Plan, read: &ReadOutcome, upload: &UploadOutcome) -> 
         if failure.kind == FailureKind::Cancelled {
             return Err(Error::Cancelled);
         }
-        // A file that was cut short explains the failed read better than the read does.
-        if matches!(failure.kind, FailureKind::Errno(_)) {
+        // A file that was cut short explains a refused read better than the refusal does.
+        if failure.kind != FailureKind::EndOfFile {
             check_identities(plan)?;
         }
         let context = context(plan, failure);

@@ -14,12 +14,14 @@ pub(super) fn checks(path: &Path) -> Result<Vec<Check>, Failure> {
         Failure::caused(format!("{}: can't be looked at", path.display()), &error)
     })?;
     let mut checks = vec![filesystem(path), block_device(metadata.dev())];
-    // A folder is judged by a file in it, which is gone when this returns.
+    // A folder is judged by a file in it: one made for the purpose, which is gone when this
+    // returns, or where none can be made, one that is there.
     let mut sample = None;
     let file = if metadata.is_dir() {
-        match sample_in(path) {
-            Ok(made) => sample.insert(made).path().to_owned(),
-            Err(error) => {
+        match (sample_in(path), any_file_in(path)) {
+            (Ok(made), _) => sample.insert(made).path().to_owned(),
+            (Err(_), Some(file)) => file,
+            (Err(error), None) => {
                 checks.push(Check::fact(
                     "direct I/O",
                     format!("not tried: no file can be made here ({error})"),
@@ -41,6 +43,11 @@ fn sample_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     file.write_all(&[0; 1 << 16])?;
     file.as_file().sync_all()?;
     Ok(file)
+}
+
+fn any_file_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    entries.map(|entry| entry.path()).find(|path| path.is_file() && File::open(path).is_ok())
 }
 
 /// The mount that the path lies on: the longest mount point that it begins with.
