@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::size;
+use crate::{output, size};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use forebay::{
@@ -114,7 +114,7 @@ pub(crate) struct SynthArguments {
     /// The file to write
     pub(crate) out: PathBuf,
     /// About how large it shall be
-    #[arg(long, value_parser = size::parse)]
+    #[arg(long, value_parser = synth_size)]
     pub(crate) size: u64,
     /// gguf or safetensors; by default what the file's name ends in
     #[arg(long)]
@@ -147,7 +147,8 @@ pub(crate) struct BenchArguments {
     #[arg(long, default_value = "auto", value_parser = parse::<DeviceChoice>)]
     pub(crate) device: DeviceChoice,
     /// The load modes to compare
-    #[arg(long, value_delimiter = ',', default_value = "auto,dio,none,mmap", value_parser = parse::<LoadMode>)]
+    #[arg(long, value_delimiter = ',', default_value = "auto,dio,none,mmap")]
+    #[arg(value_parser = parse::<LoadMode>)]
     pub(crate) modes: Vec<LoadMode>,
     /// From storage, from the page cache, or both
     #[arg(long, default_value = "both")]
@@ -171,6 +172,16 @@ pub(crate) enum CacheChoice {
     Cold,
     Warm,
     Both,
+}
+
+fn synth_size(text: &str) -> Result<u64, String> {
+    const BYTES_MAX: u64 = 4 << 40;
+    let bytes = size::parse(text)?;
+    if bytes > BYTES_MAX {
+        Err("more than 4TiB is no realistic model".to_owned())
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
@@ -225,6 +236,16 @@ pub(crate) struct PolicyArguments {
     /// Give back mapped pages whose bytes were copied elsewhere: auto, on or off
     #[arg(long, default_value = "auto", value_parser = parse::<Reclaim>)]
     reclaim: Reclaim,
+    /// Populate mapped tensors ahead of use: auto or off, which are the same in this version
+    #[arg(long, default_value = "auto")]
+    prefetch: Prefetch,
+}
+
+/// Mapped tensors come as they are touched; the flag is there for scripts that say so.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Prefetch {
+    Auto,
+    Off,
 }
 
 /// A size, or `None` for `auto`.
@@ -248,18 +269,18 @@ fn count_or_auto(text: &str) -> Result<Counted, String> {
 impl PolicyArguments {
     /// The options for the library. Says on standard error what replaces an old flag.
     pub(crate) fn options(&self) -> Options {
-        Options {
-            device: self.device,
-            gpu_layers: self.gpu_layers,
-            place: self.place.clone(),
-            load_mode: self.load_mode(),
-            no_fallback: self.no_fallback,
-            engine: self.engine,
-            chunk_bytes: self.chunk.and_then(|chunk| chunk.0),
-            queue_depth: self.queue_depth.and_then(|depth| depth.0),
-            staging_bytes: self.staging.and_then(|staging| staging.0),
-            reclaim: self.reclaim,
-        }
+        let mut options = Options::default();
+        options.device = self.device;
+        options.gpu_layers = self.gpu_layers;
+        options.place.clone_from(&self.place);
+        options.load_mode = self.load_mode();
+        options.no_fallback = self.no_fallback;
+        options.engine = self.engine;
+        options.chunk_bytes = self.chunk.and_then(|chunk| chunk.0);
+        options.queue_depth = self.queue_depth.and_then(|depth| depth.0);
+        options.staging_bytes = self.staging.and_then(|staging| staging.0);
+        options.reclaim = self.reclaim;
+        options
     }
 
     fn load_mode(&self) -> ModeSpec {
@@ -275,7 +296,7 @@ impl PolicyArguments {
         for (given, flag, mode) in old {
             if given {
                 let ignored = if self.load_mode.is_some() { "; --load-mode wins" } else { "" };
-                eprintln!("notice: {flag} is --load-mode {mode} here{ignored}");
+                output::notice(&format!("notice: {flag} is --load-mode {mode} here{ignored}"));
                 chosen.get_or_insert(mode);
             }
         }

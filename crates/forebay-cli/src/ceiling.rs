@@ -51,13 +51,16 @@ pub(crate) fn measure(paths: &[PathBuf], shape: Shape) -> Result<f64, Failure> {
         // The channel has room for every slot.
         let _ = free_sender.send(token);
     }
-    let recycler = std::thread::spawn(move || {
+    let recycle = move || {
         for Filled { slot, .. } in filled {
             if free_sender.send(slot.drain().release()).is_err() {
                 return;
             }
         }
-    });
+    };
+    let recycler = std::thread::Builder::new()
+        .spawn(recycle)
+        .map_err(|error| Failure::caused("no thread to measure the ceiling with", &error))?;
     let mut schedule =
         Schedule::new(reads, &alignments, slots, Performer::Uring, Fallback::Allowed);
     for (index, file) in files.iter().enumerate() {

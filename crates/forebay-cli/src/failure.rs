@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 
 /// Why the command ends with exit status 1.
 pub(crate) struct Failure {
@@ -21,13 +20,8 @@ impl Failure {
         Self { message: message.into(), causes: chain(Some(cause)), remedy: None }
     }
 
-    #[allow(clippy::needless_pass_by_value, reason = "it is the argument of map_err")]
-    pub(crate) fn output(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            // Whoever read our output has seen enough.
-            std::process::exit(0);
-        }
-        Self::caused("can't write the output", &error)
+    pub(crate) fn cancelled() -> Self {
+        forebay::Error::Cancelled.into()
     }
 }
 

@@ -1,9 +1,12 @@
 //! The `forebay` command.
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod ceiling;
 mod commands;
 mod failure;
+mod interrupt;
 mod output;
 mod size;
 
@@ -17,7 +20,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprint!("{failure}");
+            output::notice(failure.to_string().trim_end());
             ExitCode::FAILURE
         }
     }
@@ -34,12 +37,30 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Synth(arguments) => commands::synth::run(arguments),
         Command::Completions { shell } => {
             let mut command = Cli::command();
-            clap_complete::generate(*shell, &mut command, "forebay", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command, "forebay", &mut script);
+            output::bytes(&script)
         }
         Command::Man => {
-            let page = clap_mangen::Man::new(Cli::command());
-            page.render(&mut std::io::stdout()).map_err(Failure::output)
+            let page =
+                man_page().map_err(|error| Failure::caused("can't make the man page", &error))?;
+            output::bytes(&page)
         }
     }
+}
+
+/// One page: the command, then every subcommand.
+fn man_page() -> std::io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let mut command = Cli::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for subcommand in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        let man = clap_mangen::Man::new(subcommand.clone());
+        page.extend(format!(".SH \"FOREBAY {}\"\n", subcommand.get_name()).to_uppercase().bytes());
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+    }
+    Ok(page)
 }

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use forebay::{BackendReport, FileReport, LoadReport};
 use serde::Serialize;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 /// Prints one JSON object on standard output.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
@@ -14,7 +14,28 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Prints a line on standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{text}").map_err(Failure::output)
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Writes to standard output. That nobody reads any more is no failure of the work.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut output = std::io::stdout();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::caused("can't write the output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells people something beside the output. Where that can't be written, nobody reads it.
+pub(crate) fn notice(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A name from a file, safe for a terminal.
+pub(crate) fn shown(name: &str) -> String {
+    if name.chars().any(char::is_control) { name.escape_debug().to_string() } else { name.into() }
 }
 
 /// Prints rows as columns, the first of them as a head; numbers are right-aligned.

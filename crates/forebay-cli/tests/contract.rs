@@ -61,6 +61,8 @@ fn plan_promises_what_load_does() {
         assert_keys(&plan["files"][0], &file.split(' ').collect::<Vec<_>>());
         assert_eq!(plan["backends"], load["backends"], "{mode}");
         assert_eq!(plan["staging_bytes"], load["memory"]["staging_bytes"], "{mode}");
+        assert_eq!(plan["files"][0]["access"], load["files"][0]["access"], "{mode}");
+        assert_eq!(plan["files"][0]["engine"], load["files"][0]["engine"], "{mode}");
         assert_eq!(plan["files"][0]["reads"], load["read"]["ops"], "{mode}");
         assert_eq!(plan["files"][0]["wanted_bytes"], load["upload"]["bytes"], "{mode}");
         assert!(!plan["why"].as_array().unwrap().is_empty());
@@ -161,7 +163,11 @@ fn completions_and_the_man_page_come_from_the_parser() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("gpu-layers"), "{shell}");
     }
     let output = run(&["man"]);
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with(".ie"));
+    let page = String::from_utf8_lossy(&output.stdout);
+    assert!(page.starts_with(".ie"));
+    for flag in ["gpu\\-layers", "load\\-mode", "manifest", "repeat", "seed"] {
+        assert!(page.contains(flag), "no {flag} in the man page");
+    }
 }
 
 #[test]
@@ -173,4 +179,36 @@ fn a_reader_that_stops_listening_is_no_error() {
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert!(first.starts_with("name"));
     assert!(child.wait().unwrap().success());
+}
+
+/// A closed pipe ends the printing; it must not become the verdict.
+#[test]
+fn a_reader_that_stops_listening_does_not_make_a_wrong_model_right() {
+    let folder = scratch();
+    let model = synthetic(&folder, "2MiB");
+    let manifest = folder.path().join("manifest");
+    let wrong = format!("{}  no.such.tensor\n", "0".repeat(64));
+    std::fs::write(&manifest, wrong).unwrap();
+    let arguments = ["verify", &model, "--manifest", text(&manifest)];
+    let mut child = command().args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn names_in_a_model_can_not_speak_to_the_terminal() {
+    let folder = scratch();
+    let path = folder.path().join("model.safetensors");
+    let header = r#"{"a\u001b[31m\nb":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.push(7);
+    std::fs::write(&path, bytes).unwrap();
+    for arguments in [&["inspect"][..], &["load", "--digest"]] {
+        let output = command().args(arguments).arg(&path).output().unwrap();
+        assert!(output.status.success());
+        assert!(!output.stdout.contains(&0x1b), "{arguments:?}");
+    }
+    let manifest = folder.path().join("manifest");
+    support::failure(&["verify", text(&path), "--write", "--manifest", text(&manifest)]);
 }

@@ -48,6 +48,11 @@ fn a_folder_with_two_models_lists_them_and_one_with_one_loads() {
     assert!(run(&["load", text(folder.path())]).status.success());
     copy("safetensors/official.safetensors", &folder.path().join("b.safetensors"));
     refused(folder.path(), &["2 models", "a.gguf", "b.safetensors"]);
+    let folder = scratch();
+    for part in ["00001-of-00001", "00001-of-00003", "00002-of-00003", "00003-of-00003"] {
+        copy("gguf/values.gguf", &folder.path().join(format!("split-{part}.gguf")));
+    }
+    refused(folder.path(), &["2 models", "split-00001-of-00001.gguf"]);
 }
 
 #[test]

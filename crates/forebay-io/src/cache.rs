@@ -50,6 +50,20 @@ pub fn cached_bytes(file: &File, range: Range<u64>) -> Result<u64, Errno> {
     Errno::result(status).map(|_| answer.cached_pages * forebay_mem::page_bytes() as u64)
 }
 
+/// Whether the byte at `offset` can be read without waiting for storage, tried by reading it with
+/// `RWF_NOWAIT`. `false` too where the filesystem does not know the flag.
+#[must_use]
+pub fn is_cached_at(file: &File, offset: u64) -> bool {
+    let mut byte = 0_u8;
+    let vector = libc::iovec { iov_base: std::ptr::from_mut(&mut byte).cast(), iov_len: 1 };
+    let Ok(offset) = i64::try_from(offset) else { return false };
+    // SAFETY: the vector describes one byte of this stack, which the kernel writes during the
+    // call and keeps no reference to.
+    let count =
+        unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, offset, libc::RWF_NOWAIT) };
+    count == 1
+}
+
 /// Asks the page cache to let go of `range`'s clean, unmapped pages. Needs no privilege.
 ///
 /// # Errors

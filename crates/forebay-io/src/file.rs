@@ -1,8 +1,9 @@
 //! A model file, opened and understood.
 
+use crate::cache::{cached_bytes, drop_cached};
 use crate::probe::{DirectAlignment, direct_alignment};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -101,6 +102,10 @@ impl ModelFile {
             Ok((file, _)) if !same_file(&file, &identity) => {
                 return Err(OpenError::new(path, OpenErrorKind::Replaced));
             }
+            // Says nothing of the file, so it must not pass for a refusal of direct reads.
+            Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => {
+                return Err(OpenError::new(path, OpenErrorKind::Errno(errno)));
+            }
             other => other,
         };
         Ok(Self { path: path.to_owned(), identity, buffered, direct })
@@ -139,13 +144,27 @@ impl ModelFile {
         self.direct.as_ref().map(|(file, alignment)| (file, *alignment)).map_err(|errno| *errno)
     }
 
-    /// Reads up to `bytes` bytes of the file's start, through the page cache: its header.
+    /// Reads up to `bytes` bytes of the file's start, through the page cache: its header. What the
+    /// cache held nothing of before it holds nothing of afterwards, nor what lies behind it: a
+    /// look at the header neither makes a cold file look warm nor fills the cache by readahead.
     ///
     /// # Errors
     /// What `read` answers.
     pub fn read_prefix(&self, bytes: u64) -> io::Result<Vec<u8>> {
         // By offset, not by the descriptor's position, which all users of this file share.
-        let bytes = usize::try_from(bytes.min(self.bytes())).unwrap_or(usize::MAX);
+        let range = 0..bytes.min(self.bytes());
+        let is_cold = cached_bytes(&self.buffered, range.clone()) == Ok(0);
+        expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_RANDOM);
+        let prefix = self.read_up_to(usize::try_from(range.end).unwrap_or(usize::MAX));
+        expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_NORMAL);
+        if is_cold {
+            // Advice: where it is refused the header stays cached, which changes no byte.
+            let _ = drop_cached(&self.buffered, range);
+        }
+        prefix
+    }
+
+    fn read_up_to(&self, bytes: usize) -> io::Result<Vec<u8>> {
         let mut prefix = vec![0; bytes];
         let mut done = 0;
         while done < bytes {
@@ -175,6 +194,12 @@ impl ModelFile {
     pub fn identity_now(&self) -> io::Result<FileIdentity> {
         identity(&self.buffered)
     }
+}
+
+/// Tells the kernel how `file` will be read.
+fn expect(file: &File, advice: PosixFadviseAdvice) {
+    // Advice only: a filesystem that refuses it reads as before.
+    let _ = posix_fadvise(file, 0, 0, advice);
 }
 
 fn errno(error: &io::Error) -> Errno {

@@ -7,7 +7,8 @@
 //! [`ModelFile`] opens a file and finds out what it takes (direct I/O, at which alignment, what
 //! the page cache holds). [`Schedule`] decides, without a system call, which bytes are asked for
 //! next and what a completion means: short reads, refusals, the ladder. The engines perform its
-//! operations ([`Performer::Uring`], [`Performer::Threads`]) and decide nothing. [`ReadJob::run`] ties them together on the thread that calls it.
+//! operations ([`Performer::Uring`], [`Performer::Threads`]) and decide nothing.
+//! [`ReadJob::run`] ties them together on the thread that calls it.
 //!
 //! Nothing here knows tensors, devices or policies.
 
@@ -22,7 +23,9 @@ mod probe;
 mod schedule;
 
 pub use cancel::Cancel;
-pub use engine::{Filled, ReadJob, ReadOutcome, ReadStats, UringSupport, uring_support};
+pub use engine::{
+    Filled, ReadJob, ReadOutcome, ReadStats, THREADS_MAX, UringSupport, uring_support,
+};
 pub use failure::{FailureKind, ReadFailure};
 pub use fault::Fault;
 pub use file::{FileIdentity, ModelFile, OpenError, OpenErrorKind};

@@ -15,6 +15,8 @@ pub enum Operation {
     MapFile,
     /// Copying out of a mapped file.
     ReadMapping,
+    /// Copying out of a tensor in memory.
+    ReadTensor,
     /// Locking pages (`mlock`).
     Lock,
     /// Giving pages back (`madvise(MADV_DONTNEED)`).
@@ -28,6 +30,7 @@ impl fmt::Display for Operation {
             Self::Populate => "populating memory",
             Self::MapFile => "mapping the file",
             Self::ReadMapping => "reading the mapped file",
+            Self::ReadTensor => "reading the tensor",
             Self::Lock => "locking memory",
             Self::Reclaim => "giving memory back",
         })
@@ -50,6 +53,12 @@ pub struct MemoryError {
 }
 
 impl MemoryError {
+    /// A range that ends past what it is a range of.
+    #[must_use]
+    pub fn past_end(operation: Operation, offset: u64, bytes: u64) -> Self {
+        Self::new(operation, offset, bytes, Errno::EINVAL)
+    }
+
     pub(crate) fn new(operation: Operation, offset: u64, bytes: u64, errno: Errno) -> Self {
         Self { operation, offset, bytes, errno }
     }

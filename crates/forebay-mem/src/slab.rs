@@ -14,7 +14,7 @@ use crate::error::MemoryError;
 use crate::region::Region;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Nobody's: to be filled next.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct Slab {
     region: Region,
     slot_bytes: usize,
     states: Box<[AtomicU8]>,
+    /// Slots that were given their pages by [`Slot::populate`].
+    populated: Box<[AtomicBool]>,
 }
 
 /// How many slots are in each state, for reports and for the proof that none was lost.
@@ -69,7 +71,8 @@ impl Slab {
     ) -> Result<(Arc<Self>, Vec<Slot<Free>>), MemoryError> {
         let region = Region::new(slot_bytes.saturating_mul(slots))?;
         let states = (0..slots).map(|_| AtomicU8::new(STATE_FREE)).collect();
-        let slab = Arc::new(Self { region, slot_bytes, states });
+        let populated = (0..slots).map(|_| AtomicBool::new(false)).collect();
+        let slab = Arc::new(Self { region, slot_bytes, states, populated });
         let tokens = (0..slots)
             .map(|index| Slot {
                 slab: Some(Arc::clone(&slab)),
@@ -178,6 +181,18 @@ impl Slot<Filling> {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slab().slot_bytes
+    }
+
+    /// Gives the slot its pages, once in the life of the slab: for direct reads into memory that
+    /// is not registered. Some filesystems (btrfs) can't fault pages in during a direct read and
+    /// would silently go through the page cache instead.
+    pub fn populate(&self) {
+        let slab = self.slab();
+        if !slab.populated[self.index].swap(true, Ordering::Relaxed) {
+            let start = self.index * slab.slot_bytes;
+            // Where it is refused, the pages come at first touch as ever.
+            let _ = slab.region.populate(start..start + slab.slot_bytes);
+        }
     }
 
     /// The whole slot, for an engine that fills it by copying.

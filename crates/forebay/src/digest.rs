@@ -21,7 +21,8 @@ pub fn sha256_hex(tensor: &Tensor) -> Result<String, Error> {
     if let Some(bytes) = tensor.as_slice() {
         hasher.update(bytes);
     } else {
-        let mut buffer = vec![0; PIECE_BYTES];
+        let all = usize::try_from(tensor.bytes()).unwrap_or(usize::MAX);
+        let mut buffer = vec![0; all.min(PIECE_BYTES)];
         let mut offset = 0;
         while offset < tensor.bytes() {
             let left = usize::try_from(tensor.bytes() - offset).unwrap_or(usize::MAX);
@@ -56,9 +57,13 @@ pub(crate) fn all(tensors: &[Tensor]) -> Result<BTreeMap<String, String>, Error>
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(work);
+        for _ in 1..std::thread::available_parallelism().map_or(1, usize::from) {
+            // Past a limit of threads, this one does it all.
+            if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
         }
+        work();
     });
     digests.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

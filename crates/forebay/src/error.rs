@@ -3,7 +3,7 @@
 use forebay_device::DeviceError;
 use forebay_format::FormatError;
 use forebay_io::{Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
-use forebay_mem::MemoryError;
+use forebay_mem::{MemoryError, Operation};
 use std::path::{Path, PathBuf};
 
 /// Where a read failed, in the user's terms.
@@ -103,6 +103,9 @@ pub enum Error {
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The load has failed, and its iterator has given out why.
+    #[error("the load has failed; its iterator has said why")]
+    AlreadyReported,
     /// Somebody asked the load to stop.
     #[error("cancelled")]
     Cancelled,
@@ -149,7 +152,7 @@ impl Error {
             Self::LockRefused { requested_bytes, limit_bytes, .. } => {
                 lock_remedy(*requested_bytes, *limit_bytes)
             }
-            Self::Memory { .. } => "give a smaller --staging or --chunk, or free memory".to_owned(),
+            Self::Memory { source, .. } => return memory_remedy(source.operation),
             Self::Device(DeviceError::OutOfMemory { .. }) => {
                 "offload fewer layers (--gpu-layers N) or free memory".to_owned()
             }
@@ -157,7 +160,11 @@ impl Error {
                 "raise the limits of threads (ulimit -u) and address space (ulimit -v)".to_owned()
             }
             Self::Internal(_) => "please report it, with the model's header and the command".into(),
-            Self::Header { .. } | Self::Device(_) | Self::Cancelled => return None,
+            Self::Header { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+                Some(errno) => return open_remedy(&OpenErrorKind::Errno(errno)),
+                None => "the file ends before its header does: get it again".to_owned(),
+            },
+            Self::Device(_) | Self::Cancelled | Self::AlreadyReported => return None,
         })
     }
 }
@@ -192,6 +199,16 @@ fn read_remedy(kind: &FailureKind) -> Option<String> {
         }
         FailureKind::Errno(Errno::ESTALE) => "the network filesystem lost the file: mount it anew",
         FailureKind::Stalled(_) => "the storage does not answer: look at dmesg",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn memory_remedy(operation: Operation) -> Option<String> {
+    let text = match operation {
+        Operation::Reserve => "give a smaller --staging or --chunk, or free memory",
+        Operation::MapFile => "use --load-mode dio or none, which map nothing",
+        Operation::ReadMapping => "the file was cut short or its storage failed: get it again",
         _ => return None,
     };
     Some(text.to_owned())

@@ -7,7 +7,7 @@
 //! let mut load = Loader::new("model.safetensors").start()?;
 //! for tensor in &mut load {
 //!     let tensor = tensor?; // whole, where it belongs, while the rest is still on its way
-//!     println!("{} {} {:?} on {}", tensor.name(), tensor.dtype(), tensor.shape(), tensor.backend());
+//!     println!("{} {:?} on {}", tensor.name(), tensor.shape(), tensor.backend());
 //! }
 //! let loaded = load.finish()?;
 //! println!("{:.2} GiB/s", loaded.report().read.gib_per_s);
@@ -33,6 +33,8 @@
 //!   returns, no read is in flight and no thread of ours runs.
 //! - Staging memory is what the plan says, never more.
 
+#![forbid(unsafe_code)]
+
 mod backend;
 mod digest;
 mod error;
@@ -49,8 +51,10 @@ mod source;
 pub use backend::{Backend, DeviceChoice};
 pub use digest::sha256_hex;
 pub use error::{Error, ReadContext};
+pub use forebay_device::DeviceError;
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
-pub use forebay_io::Cancel;
+pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
+pub use forebay_mem::{MappedView, MemoryError};
 pub use loaded::{Loaded, Tensor};
 pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Reclaim};
 pub use mode::{LoadMode, ModeSpec};

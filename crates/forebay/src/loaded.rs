@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::report::LoadReport;
 use forebay_device::HostArena;
 use forebay_format::{Catalog, Dtype};
-use forebay_mem::{MappedView, PageLock};
+use forebay_mem::{MappedView, MemoryError, Operation, PageLock};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -121,11 +121,14 @@ impl Tensor {
             (None, Some(bytes)) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let end = start.saturating_add(buffer.len());
-                let piece = bytes.get(start..end).ok_or_else(|| Error::Internal(failed()))?;
+                let past_end =
+                    || MemoryError::past_end(Operation::ReadTensor, offset, buffer.len() as u64);
+                let piece = bytes.get(start..end);
+                let piece = piece.ok_or_else(|| Error::memory(failed())(past_end()))?;
                 buffer.copy_from_slice(piece);
                 Ok(())
             }
-            (None, None) => Err(Error::Internal(failed())),
+            (None, None) => unreachable!("a tensor is handed out once it is published"),
         }
     }
 }

@@ -56,6 +56,7 @@ impl FromStr for PlaceRule {
 
 /// Who performs the reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EngineChoice {
     /// io_uring where it can be had, else threads.
     #[default]
@@ -81,6 +82,7 @@ impl FromStr for EngineChoice {
 
 /// Whether mapped pages are given back once their bytes have been copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reclaim {
     /// Where it costs nothing: for `mmap` loads to a device.
     #[default]
@@ -106,6 +108,7 @@ impl FromStr for Reclaim {
 
 /// What the caller wants; every field has a default that serves most.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Options {
     /// Where offloaded tensors go.
     pub device: DeviceChoice,
@@ -224,7 +227,28 @@ impl Loader {
         self
     }
 
-    /// Calls `callback` now and then, and once at the end, on the thread that iterates.
+    /// The size of one read in bytes.
+    #[must_use]
+    pub fn chunk_bytes(mut self, bytes: u64) -> Self {
+        self.options.chunk_bytes = Some(bytes);
+        self
+    }
+
+    /// Reads in flight at most.
+    #[must_use]
+    pub fn queue_depth(mut self, reads: usize) -> Self {
+        self.options.queue_depth = Some(reads);
+        self
+    }
+
+    /// Whether mapped pages are given back once their bytes have been copied.
+    #[must_use]
+    pub fn reclaim(mut self, reclaim: Reclaim) -> Self {
+        self.options.reclaim = reclaim;
+        self
+    }
+
+    /// Calls `callback` at the start, now and then, and at the end, on the thread that iterates.
     #[must_use]
     pub fn on_progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Self {
         self.hooks.progress = Some(Box::new(callback));

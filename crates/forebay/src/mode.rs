@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 /// The way bytes take from the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LoadMode {
     /// The best that the file, the page cache and the backend allow.
     #[default]

@@ -7,6 +7,9 @@ use crate::loader::{GpuLayers, PlaceRule};
 /// `transformer.h.N.`, `encoder.layer.N.`, `blocks.N.`.
 const LAYER_WORDS: [&str; 6] = ["blk", "layers", "layer", "h", "blocks", "block"];
 
+/// A larger number after such a word means something else.
+const LAYER_MAX: u32 = 1 << 20;
+
 /// The layer that a tensor's name puts it in.
 pub(crate) fn layer_of(name: &str) -> Option<u32> {
     let mut words = name.split('.').peekable();
@@ -14,7 +17,7 @@ pub(crate) fn layer_of(name: &str) -> Option<u32> {
         if LAYER_WORDS.contains(&word)
             && let Some(number) = words.peek().and_then(|next| next.parse().ok())
         {
-            return Some(number);
+            return (number <= LAYER_MAX).then_some(number);
         }
     }
     None
@@ -105,5 +108,6 @@ mod tests {
         assert_eq!(layer_of("encoder.layer.11.output.dense.weight"), Some(11));
         assert_eq!(layer_of("blk.x.attn"), None);
         assert_eq!(layer_of("lm_head.weight"), None);
+        assert_eq!(layer_of("layers.4294967295.weight"), None);
     }
 }

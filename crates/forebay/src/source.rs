@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// How much of a file is read at first: enough for the header of most models.
 const PREFIX_BYTES: u64 = 1 << 20;
 
+/// No header is larger: what a damaged or hostile file could make us hold in memory.
+const HEADER_BYTES_MAX: u64 = 256 << 20;
+
 const ONE_MODEL: &str = "name one of them instead of the folder";
 
 /// Opens what `path` names and parses every header.
@@ -51,6 +54,15 @@ fn read_prefix(file: &ModelFile, bytes: u64) -> Result<Vec<u8>, Error> {
     file.read_prefix(bytes).map_err(unreadable)
 }
 
+/// The whole text of an index.
+fn read_index(file: &ModelFile) -> Result<Vec<u8>, Error> {
+    if file.bytes() > HEADER_BYTES_MAX {
+        let cause = format!("is larger than an index of {HEADER_BYTES_MAX} bytes could need to be");
+        return Err(Error::no_model(file.path(), &cause, "get it again: it is damaged"));
+    }
+    read_prefix(file, file.bytes())
+}
+
 /// Parses a header, reading more of the file as often as the parser asks for more.
 fn parse<T>(
     file: &ModelFile,
@@ -61,7 +73,12 @@ fn parse<T>(
         let parsed = parser(&prefix, file.bytes());
         match parsed.map_err(|error| error.in_file(file.path().display().to_string()))? {
             Parse::Complete(header) => return Ok(header),
+            Parse::NeedBytes(bytes) if bytes > HEADER_BYTES_MAX && prefix_is_full(&prefix) => {
+                let cause = format!("has a header of more than {HEADER_BYTES_MAX} bytes");
+                return Err(Error::no_model(file.path(), &cause, "get it again: it is damaged"));
+            }
             Parse::NeedBytes(bytes) => {
+                let bytes = bytes.min(HEADER_BYTES_MAX);
                 let had = prefix.len();
                 prefix = read_prefix(file, bytes.min(file.bytes()))?;
                 if prefix.len() <= had {
@@ -72,6 +89,10 @@ fn parse<T>(
             }
         }
     }
+}
+
+fn prefix_is_full(prefix: &[u8]) -> bool {
+    prefix.len() as u64 >= HEADER_BYTES_MAX
 }
 
 /// A GGUF file and, if its name says so, the other parts of the same model.
@@ -103,7 +124,7 @@ fn open_gguf(
 /// The shards that an index names.
 fn open_index(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
     let file = ModelFile::open(path)?;
-    let text = read_prefix(&file, file.bytes())?;
+    let text = read_index(&file)?;
     let named = |error: FormatError| error.in_file(path.display().to_string());
     let index = safetensors::parse_index(&text).map_err(named)?;
     let mut parts = Vec::new();
@@ -149,7 +170,7 @@ fn only_model_in(folder: &Path) -> Result<PathBuf, Error> {
             sharded.extend(shards_of(path)?);
             models.insert(file_name, path.clone());
         } else if file_name.ends_with(".gguf") {
-            let model = gguf::split_name(&file_name).map_or(file_name, |split| split.prefix);
+            let model = gguf::split_name(&file_name).map_or(file_name, |split| split.file_name(1));
             models.entry(model).or_insert_with(|| path.clone());
         } else if file_name.ends_with(".safetensors") {
             models.insert(file_name, path.clone());
@@ -173,7 +194,7 @@ fn only_model_in(folder: &Path) -> Result<PathBuf, Error> {
 
 fn shards_of(index: &Path) -> Result<Vec<String>, Error> {
     let file = ModelFile::open(index)?;
-    let text = read_prefix(&file, file.bytes())?;
+    let text = read_index(&file)?;
     let index_name = index.display().to_string();
     let parsed =
         safetensors::parse_index(&text).map_err(|error| error.in_file(index_name.clone()))?;

@@ -2,8 +2,7 @@
 
 mod support;
 
-use forebay::{EngineChoice, Error, FallbackReport, Loader};
-use forebay_io::{Access, Errno, FailureKind};
+use forebay::{Access, EngineChoice, Errno, Error, FailureKind, FallbackReport, Loader};
 use forebay_tests::{Answer, Rule, Script};
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};

@@ -8,7 +8,7 @@ use crate::args::{BenchArguments, CacheChoice, SynthFormat};
 use crate::ceiling::{self, SHAPES, Shape};
 use crate::commands::synth;
 use crate::failure::Failure;
-use crate::{output, size};
+use crate::{interrupt, output, size};
 use forebay::{LoadMode, Model, ModelSummary};
 use forebay_io::cache;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -45,7 +45,7 @@ struct Row {
     of_ceiling: f64,
     cpu_s_per_gib: f64,
     peak_rss_bytes: u64,
-    page_cache_left: f64,
+    page_cache_left: Option<f64>,
 }
 
 #[derive(Clone, Serialize)]
@@ -57,12 +57,14 @@ struct Run {
     gib_per_s: f64,
     cpu_s_per_gib: f64,
     peak_rss_bytes: u64,
-    page_cache_left: f64,
+    page_cache_left: Option<f64>,
     #[serde(skip)]
     device: String,
 }
 
 pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
+    // A signal is heard between loads, so that the temporary folder goes away.
+    let interrupt = interrupt::flag();
     let (path, _folder) = match &arguments.model {
         Some(path) => (path.clone(), None),
         None => {
@@ -71,6 +73,10 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
         }
     };
     let model = Model::open(&path)?;
+    if model.catalog().bytes() == 0 {
+        let message = format!("{}: has no byte to measure with", path.display());
+        return Err(Failure::new(message, Some("name a model with tensors, or none")));
+    }
     let files: Vec<PathBuf> =
         (0..model.catalog().files().len()).map(|file| model.file_path(file).to_owned()).collect();
     let caches: &[&'static str] = match arguments.cache {
@@ -87,7 +93,11 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
         }
         for &cache in caches {
             for &mode in &arguments.modes {
-                eprintln!("round {round} of {}: {mode}, {cache}", arguments.repeat);
+                if interrupt.is_cancelled() {
+                    return Err(Failure::cancelled());
+                }
+                let rounds = arguments.repeat;
+                output::notice(&format!("round {round} of {rounds}: {mode}, {cache}"));
                 runs.push(measure(arguments, &path, &files, mode, cache, round)?);
             }
         }
@@ -109,7 +119,8 @@ fn synthesise(arguments: &BenchArguments) -> Result<(PathBuf, tempfile::TempDir)
     let folder = tempfile::Builder::new().prefix("forebay-bench-").tempdir_in(&place);
     let folder = folder.map_err(no_folder)?;
     let path = folder.path().join("synthetic.gguf");
-    eprintln!("writing a synthetic model of {} to {}", size::show(arguments.size), path.display());
+    let size = size::show(arguments.size);
+    output::notice(&format!("writing a synthetic model of {size} to {}", path.display()));
     synth::write(&path, arguments.size, SynthFormat::Gguf, 0)?;
     Ok((path, folder))
 }
@@ -208,18 +219,18 @@ fn drop_caches(files: &[PathBuf]) -> Result<(), Failure> {
         cache::drop_cached(&file, 0..0)
             .map_err(|errno| Failure::caused("the page cache can't be dropped", &errno))?;
     }
-    let left = cached_share(files)?;
+    let left = cached_share(files)?.unwrap_or(0.0);
     if left > 0.01 {
-        eprintln!(
+        output::notice(&format!(
             "notice: {:.0} % of the model stays in the page cache; cold rows are not cold",
             left * 100.0
-        );
+        ));
     }
     Ok(())
 }
 
 fn warm_caches(files: &[PathBuf]) -> Result<(), Failure> {
-    if cached_share(files)? > 0.999 {
+    if cached_share(files)?.is_some_and(|share| share > 0.999) {
         return Ok(());
     }
     let mut buffer = vec![0; 4 << 20];
@@ -234,16 +245,17 @@ fn warm_caches(files: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How much of the files is in the page cache, 0 to 1.
-fn cached_share(files: &[PathBuf]) -> Result<f64, Failure> {
+/// How much of the files is in the page cache, 0 to 1; `None` where the kernel does not tell.
+fn cached_share(files: &[PathBuf]) -> Result<Option<f64>, Failure> {
     let (mut cached, mut all) = (0, 0);
     for path in files {
         let file = open(path)?;
         let bytes = file.metadata().map_or(0, |metadata| metadata.len());
-        cached += cache::cached_bytes(&file, 0..bytes).unwrap_or(0).min(bytes);
+        let Ok(here) = cache::cached_bytes(&file, 0..bytes) else { return Ok(None) };
+        cached += here.min(bytes);
         all += bytes;
     }
-    Ok(if all == 0 { 0.0 } else { output::gib(cached) / output::gib(all) })
+    Ok(Some(if all == 0 { 0.0 } else { output::gib(cached) / output::gib(all) }))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -254,6 +266,11 @@ fn median(mut values: Vec<f64>) -> f64 {
         length if length % 2 == 1 => values[middle],
         _ => f64::midpoint(values[middle - 1], values[middle]),
     }
+}
+
+fn median_bytes(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
 }
 
 fn summarise(
@@ -283,8 +300,9 @@ fn summarise(
                 gib_per_s,
                 of_ceiling: gib_per_s / ceiling.gib_per_s,
                 cpu_s_per_gib: of(|run| run.cpu_s_per_gib),
-                peak_rss_bytes: own.iter().map(|run| run.peak_rss_bytes).max().unwrap_or(0),
-                page_cache_left: of(|run| run.page_cache_left),
+                peak_rss_bytes: median_bytes(own.iter().map(|run| run.peak_rss_bytes).collect()),
+                page_cache_left: (own.iter().map(|run| run.page_cache_left).collect::<Option<_>>())
+                    .map(median),
             });
         }
     }
@@ -319,7 +337,8 @@ fn show(report: &BenchReport) -> Result<(), Failure> {
             format!("{:.2}", row.of_ceiling),
             format!("{:.2}", row.cpu_s_per_gib),
             size::show(row.peak_rss_bytes),
-            format!("{:.0} %", row.page_cache_left * 100.0),
+            row.page_cache_left
+                .map_or("unknown".to_owned(), |left| format!("{:.0} %", left * 100.0)),
         ]
     }));
     output::table(&rows)

@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
         file: path(tensor.file),
         offset: tensor.offset,
     });
-    let metadata = || catalog.metadata().iter().map(|(key, value)| (key, shorten(value)));
+    let metadata = || catalog.metadata().iter();
     if arguments.json {
         let files = catalog.files().iter().enumerate();
         return output::json(&Inspected {
@@ -53,19 +53,21 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
                 .map(|(file, source)| InspectedFile { path: path(file), bytes: source.bytes })
                 .collect(),
             tensors: tensors.collect(),
-            metadata: arguments.metadata.then(|| metadata().collect()),
+            metadata: arguments
+                .metadata
+                .then(|| metadata().map(|(key, value)| (key, value.to_string())).collect()),
         });
     }
     if arguments.metadata {
         for (key, value) in metadata() {
-            output::line(&format!("{key} = {value}"))?;
+            output::line(&output::shown(&format!("{key} = {}", shorten(value))))?;
         }
     }
     let mut rows =
         vec![["name", "dtype", "shape", "bytes", "offset", "file"].map(String::from).to_vec()];
     rows.extend(tensors.map(|tensor| {
         vec![
-            tensor.name.to_owned(),
+            output::shown(tensor.name),
             tensor.dtype.to_string(),
             format!("{:?}", tensor.shape),
             tensor.bytes.to_string(),
@@ -79,7 +81,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
 /// A value on one line; long arrays by their start.
 fn shorten(value: &Value) -> String {
     const CHARACTERS_MAX: usize = 120;
-    let text = value.to_string().replace('\n', "\\n");
+    let text = value.to_string();
     if text.chars().count() <= CHARACTERS_MAX {
         return text;
     }

@@ -2,8 +2,8 @@
 
 use crate::args::LoadArguments;
 use crate::failure::Failure;
-use crate::output;
-use forebay::{Cancel, Loaded, Loader, Options, Progress};
+use crate::{interrupt, output};
+use forebay::{Loaded, Loader, Options, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 
@@ -18,23 +18,14 @@ pub(crate) fn run(arguments: &LoadArguments) -> Result<(), Failure> {
     }
     output::report(&report)?;
     for (name, digest) in &report.digests {
-        output::line(&format!("{digest}  {name}"))?;
+        output::line(&format!("{digest}  {}", output::shown(name)))?;
     }
     Ok(())
 }
 
 /// Loads a model with a progress bar, until it is done or somebody presses Ctrl-C.
 pub(crate) fn load(model: &Path, options: Options) -> Result<Loaded, Failure> {
-    let cancel = Cancel::default();
-    let on_signal = cancel.clone();
-    // The handler can be set once a process; nobody sets it twice here, and without it Ctrl-C
-    // ends the process at once, which is no harm either.
-    let _ = ctrlc::set_handler(move || {
-        if on_signal.is_cancelled() {
-            std::process::exit(1);
-        }
-        on_signal.cancel();
-    });
+    let cancel = interrupt::flag();
     let bar = ProgressBar::no_length().with_style(
         ProgressStyle::with_template(
             "{bar:32} {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta}",
@@ -51,5 +42,8 @@ pub(crate) fn load(model: &Path, options: Options) -> Result<Loaded, Failure> {
         })
         .load();
     bar.finish_and_clear();
-    Ok(loaded?)
+    let loaded = loaded?;
+    // Digests and printing leave nothing behind that a signal would have to wait for.
+    interrupt::end_at_once();
+    if cancel.is_cancelled() { Err(Failure::cancelled()) } else { Ok(loaded) }
 }

@@ -2,10 +2,9 @@
 
 use crate::args::{SynthArguments, SynthFormat};
 use crate::failure::Failure;
-use crate::output;
-use crate::size;
+use crate::{interrupt, output, size};
 use fastrand::Rng;
-use forebay::Dtype;
+use forebay::{Cancel, Dtype};
 use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -78,8 +77,15 @@ pub(crate) fn write(
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)
         .map_err(|error| failed(&error))?;
+    // A signal is heard between pieces, so that the unfinished file goes away.
+    let interrupt = interrupt::flag();
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
-    write_all(&mut writer, &header, &tensors, format, seed).map_err(|error| failed(&error))?;
+    match write_all(&mut writer, &header, &tensors, format, seed, &interrupt) {
+        Err(error) if interrupt.is_cancelled() && error.kind() == io::ErrorKind::Interrupted => {
+            return Err(Failure::cancelled());
+        }
+        other => other.map_err(|error| failed(&error))?,
+    }
     drop(writer);
     file.as_file().sync_all().map_err(|error| failed(&error))?;
     let bytes = file.as_file().metadata().map_err(|error| failed(&error))?.len();
@@ -93,6 +99,7 @@ fn write_all(
     tensors: &[SynthTensor],
     format: SynthFormat,
     seed: u64,
+    interrupt: &Cancel,
 ) -> io::Result<()> {
     writer.write_all(header)?;
     for (index, tensor) in tensors.iter().enumerate() {
@@ -102,6 +109,9 @@ fn write_all(
         let mut left = tensor.bytes();
         let mut piece = vec![0; usize::try_from(piece_bytes.min(left)).unwrap_or(usize::MAX)];
         while left > 0 {
+            if interrupt.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             fill(&mut rng, tensor, &mut piece);
             writer.write_all(&piece)?;

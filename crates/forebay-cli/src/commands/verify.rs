@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
             ("not in the manifest", &verified.extra),
         ] {
             for name in names {
-                output::line(&format!("{what}: {name}"))?;
+                output::line(&format!("{what}: {}", output::shown(name)))?;
             }
         }
         output::line(&format!("{} of {} tensors equal", verified.equal, verified.tensors))?;
@@ -69,6 +69,10 @@ fn compare(manifest: &BTreeMap<String, String>, digests: &BTreeMap<String, Strin
 }
 
 fn write(path: &Path, digests: &BTreeMap<String, String>, json: bool) -> Result<(), Failure> {
+    if let Some(name) = digests.keys().find(|name| name.contains('\n')) {
+        let message = format!("tensor '{}': its name takes two lines", output::shown(name));
+        return Err(Failure::new(message, Some("a manifest has one line a tensor: rename it")));
+    }
     let mut text = String::new();
     for (name, digest) in digests {
         writeln!(text, "{digest}  {}", name)

@@ -9,13 +9,15 @@ use crate::failure::{FailureKind, ReadFailure};
 use crate::fault::Fault;
 use crate::file::ModelFile;
 use crate::ladder::{Access, Performer};
-use crate::schedule::{Op, Schedule};
+use crate::schedule::{Op, ReadSpec, Schedule};
 use crossbeam_channel::{Receiver, Sender};
 use forebay_mem::{FileMapping, Free, Full, Slab, Slot};
 use nix::errno::Errno;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use threads::THREADS_MAX;
 pub use uring::{UringSupport, uring_support};
 
 /// A slot that holds one whole read of the plan.
@@ -84,19 +86,22 @@ impl ReadJob {
         let mut stats = ReadStats::default();
         let started = Instant::now();
         let mut carried = Vec::new();
+        let files = Arc::clone(&self.files);
         self.refuse_unopened();
         if self.schedule.performer() == Performer::Uring && !self.is_over() {
             carried = uring::run(&mut self, &mut stats);
         }
-        if !self.is_over() {
+        let schedule = if self.is_over() {
+            self.schedule
+        } else {
             let (schedule, spent) = threads::run(self, carried);
-            stats.elapsed = started.elapsed();
             stats.waited_for_slot += spent.waited_for_slot;
             stats.reclaimed_bytes += spent.reclaimed_bytes;
-            return ReadOutcome { schedule, stats };
-        }
+            schedule
+        };
         stats.elapsed = started.elapsed();
-        ReadOutcome { schedule: self.schedule, stats }
+        sweep_cache(&files, &schedule);
+        ReadOutcome { schedule, stats }
     }
 
     /// Steps files down that could not be opened for the direct reads planned for them, if nobody
@@ -121,12 +126,39 @@ impl ReadJob {
     /// did not mean to leave.
     fn tidy_cache(&self, read: usize, access: Access) {
         let spec = self.schedule.reads()[read];
-        let bypasses_cache = matches!(spec.access, Access::Direct | Access::DontCache);
-        if access == Access::Buffered && bypasses_cache {
+        if access == Access::Buffered && bypasses_cache(&spec) {
             let end = spec.offset + u64::from(spec.bytes);
             // Advice: where it is refused the cache stays warm, which harms nobody's bytes.
             let _ = drop_cached(self.files[spec.file].buffered(), spec.offset..end);
         }
+    }
+}
+
+fn bypasses_cache(spec: &ReadSpec) -> bool {
+    matches!(spec.access, Access::Direct | Access::DontCache)
+}
+
+/// Once more for files that were never read past the page cache after all: the readahead of a
+/// later read brings pages back that an earlier one had let go of.
+fn sweep_cache(files: &[ModelFile], schedule: &Schedule) {
+    let fell = |file: usize| {
+        let received = schedule.received(file);
+        received.get(Access::Buffered) > 0 && received.get(Access::Direct) == 0
+    };
+    let fell: Vec<bool> = (0..files.len()).map(fell).collect();
+    let mut swept: Vec<(usize, Range<u64>)> = Vec::new();
+    for spec in schedule.reads().iter().filter(|spec| fell[spec.file] && bypasses_cache(spec)) {
+        let end = spec.offset + u64::from(spec.bytes);
+        match swept.last_mut() {
+            Some((file, range)) if *file == spec.file && range.end >= spec.offset => {
+                range.end = range.end.max(end);
+            }
+            _ => swept.push((spec.file, spec.offset..end)),
+        }
+    }
+    for (file, range) in swept {
+        // Advice, as in `tidy_cache`.
+        let _ = drop_cached(files[file].buffered(), range);
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// More threads than this only queue up in the kernel.
-const THREADS_MAX: usize = 16;
+pub const THREADS_MAX: usize = 16;
 
 /// `RWF_DONTCACHE`, Linux 6.14.
 pub(super) const RWF_DONTCACHE: i32 = 0x80;
@@ -54,7 +54,11 @@ pub(super) fn run(job: ReadJob, carried: Vec<Slot<Filling>>) -> (Schedule, ReadS
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(|| work(&shared));
+            let builder = std::thread::Builder::new().name("forebay-pread".to_owned());
+            // Past a limit of threads or of address space, those that there are do it all.
+            if builder.spawn_scoped(scope, || work(&shared)).is_err() {
+                break;
+            }
         }
         work(&shared);
     });
@@ -160,6 +164,9 @@ fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
 fn perform(shared: &Shared, slot: &mut Slot<Filling>, op: &Op) -> Result<u32, Errno> {
     if op.patient {
         std::thread::sleep(Duration::from_micros(50));
+    }
+    if op.access == Access::Direct {
+        slot.populate();
     }
     let start = op.slot_offset as usize;
     let buffer = &mut slot.buffer()[start..start + op.bytes as usize];

@@ -261,6 +261,9 @@ impl Ring {
     fn push(&mut self, slot: Slot<Filling>, op: Op) {
         let end = op.slot_offset as usize + op.bytes as usize;
         assert!(end <= slot.capacity(), "a read past its slot: {op:?}");
+        if op.access == Access::Direct && self.slots_per_buffer.is_none() {
+            slot.populate();
+        }
         let entry = self.entry(&slot, &op);
         let index = slot.index();
         self.slots[index] = Some(slot);

@@ -9,21 +9,22 @@
 //!   forebay-populate ── pages ahead of ──────┘
 //! ```
 //!
-//! Every channel is bounded by the plan, and no thread but the reader ever waits for the
-//! caller's; so a slow caller slows nothing down, and a caller that stops can always be joined.
+//! Every channel is bounded by the plan, and no thread ever waits for the caller's; so a slow
+//! caller slows nothing down, and a caller that stops can always be joined.
 
+mod memory;
 mod settle;
 mod upload;
 
 use crate::error::Error;
-use crate::loaded::{Loaded, Tensor, TensorMemory, Tensors};
+use crate::loaded::{Loaded, Tensor, Tensors};
 use crate::loader::{Hooks, ProgressCallback, Reclaim};
-use crate::mode::LoadMode;
 use crate::plan::{Home, Plan};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use forebay_device::{HostArena, HostUploader};
 use forebay_io::{Access, Cancel, Fallback, Filled, ReadJob, ReadOutcome, Schedule};
-use forebay_mem::{Alignment, LockReport, PageLock, Slab, memlock_limit_bytes};
+use forebay_mem::{Alignment, LockReport, Slab};
+use memory::{lock, map_files};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +55,10 @@ pub struct Load {
     plan: Plan,
     started: Instant,
     cancel: Cancel,
-    progress: Option<(ProgressCallback, Instant)>,
+    /// The callback, and when it was called last.
+    progress: Option<(ProgressCallback, Option<Instant>)>,
+    /// When the tensors that stay in their mapping were there.
+    mapped_at: Instant,
     placed_bytes: Arc<AtomicU64>,
     tensors: Arc<Tensors>,
     ready: VecDeque<usize>,
@@ -94,8 +98,12 @@ impl Load {
             arenas.push(arena);
             writers.push(writer);
         }
-        let (lock, locked) = lock(plan)?;
-        let tensors = Arc::new(Tensors::new(plan, &arenas, lock));
+        let mappings = map_files(plan)?;
+        let (lock, locked) = lock(plan, &mappings)?;
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock));
         let slots = plan.staging.slots;
         let chunk_bytes = usize::try_from(plan.staging.chunk_bytes).unwrap_or(usize::MAX);
         let (slab, tokens) =
@@ -117,7 +125,7 @@ impl Load {
         };
         let job = ReadJob {
             files: Arc::clone(plan.model.files()),
-            mappings: plan.mappings.clone(),
+            mappings,
             schedule: schedule(plan),
             slab: Arc::clone(&slab),
             free,
@@ -132,7 +140,8 @@ impl Load {
             plan: plan.clone(),
             started,
             cancel,
-            progress: progress.map(|callback| (callback, started)),
+            progress: progress.map(|callback| (callback, None)),
+            mapped_at: started,
             placed_bytes,
             tensors,
             ready: VecDeque::new(),
@@ -165,12 +174,12 @@ impl Load {
     /// Waits for everything and hands the whole model over.
     ///
     /// # Errors
-    /// What ended the load; [`Error::Cancelled`] too if the iterator has given out the error.
+    /// What ended the load; [`Error::AlreadyReported`] if the iterator has given that out.
     pub fn finish(mut self) -> Result<Loaded, Error> {
         for tensor in &mut self {
             tensor?;
         }
-        let outcome = self.outcome.take().ok_or(Error::Cancelled)?;
+        let outcome = self.outcome.take().ok_or(Error::AlreadyReported)?;
         let report = settle::report(&self.plan, &outcome, self.locked);
         Ok(Loaded::new(Arc::clone(&self.tensors), report))
     }
@@ -183,6 +192,7 @@ impl Load {
             if plan.homes[index] == Home::Mapped {
                 self.ready.push_back(index);
                 bytes += tensor.bytes;
+                self.mapped_at = Instant::now();
             }
         }
         self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -208,9 +218,9 @@ impl Load {
     fn report_progress(&mut self, last: bool) {
         let progress = self.progress();
         if let Some((callback, called)) = &mut self.progress
-            && (last || called.elapsed() >= PROGRESS_INTERVAL)
+            && (last || called.is_none_or(|called| called.elapsed() >= PROGRESS_INTERVAL))
         {
-            *called = Instant::now();
+            *called = Some(Instant::now());
             callback(progress);
         }
     }
@@ -218,8 +228,8 @@ impl Load {
     /// Joins the threads and finds out how it went.
     fn settle(&mut self) -> Result<(), Error> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
-        let (read, upload) = threads.join()?;
-        let last_placed = upload.last_placed.unwrap_or(self.started);
+        let (read, upload) = threads.join(&self.cancel)?;
+        let last_placed = upload.last_placed.unwrap_or(self.started).max(self.mapped_at);
         settle::check(&self.plan, &read, &upload)?;
         self.slab = None;
         let run_time = last_placed.saturating_duration_since(self.started);
@@ -260,7 +270,7 @@ impl Load {
         if let Some(threads) = self.threads.take() {
             self.cancel.cancel();
             // Nobody is left to hear how it ended.
-            let _ = threads.join();
+            let _ = threads.join(&self.cancel);
         }
     }
 }
@@ -272,37 +282,49 @@ impl Threads {
         arenas: &[Arc<HostArena>],
         cancel: &Cancel,
     ) -> Result<Self, Error> {
-        let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let refused = |source: std::io::Error| {
-            // Those that have started end by the flag, or by their channels' other ends dropping.
-            cancel.cancel();
-            Error::Thread { source }
-        };
-        let populate = (0..populating_threads())
-            .map(|_| {
-                let (arenas, stop) = (arenas.to_vec(), cancel.clone());
-                builder("forebay-populate").spawn(move || {
-                    for arena in arenas {
-                        arena.populate(&|| stop.is_cancelled());
-                    }
-                })
-            })
-            .collect::<Result<_, _>>()
-            .map_err(refused)?;
-        let upload = builder("forebay-upload").spawn(move || upload.run()).map_err(refused)?;
-        let read = builder("forebay-read").spawn(move || job.run()).map_err(refused)?;
-        Ok(Self { read, upload, populate })
+        let mut populate = Vec::new();
+        for _ in 0..populating_threads() {
+            let (arenas, stop) = (arenas.to_vec(), cancel.clone());
+            let work = move || {
+                arenas.iter().for_each(|arena| arena.populate(&|| stop.is_cancelled()));
+            };
+            // Without it, or with fewer, the uploader populates as it goes.
+            populate.extend(named("forebay-populate", work).ok());
+        }
+        let started = named("forebay-upload", move || upload.run()).and_then(|upload| {
+            // Were the reader refused, its end of the channels would drop, and the uploader end.
+            Ok((named("forebay-read", move || job.run())?, upload))
+        });
+        match started {
+            Ok((read, upload)) => Ok(Self { read, upload, populate }),
+            Err(source) => {
+                cancel.cancel();
+                // They have no error to tell: what is wrong is that there are too few of them.
+                populate.into_iter().for_each(|thread| drop(thread.join()));
+                Err(Error::Thread { source })
+            }
+        }
     }
 
-    fn join(self) -> Result<(ReadOutcome, UploadOutcome), Error> {
+    /// Waits for all of them, and stops populating for a load that has ended early.
+    fn join(self, cancel: &Cancel) -> Result<(ReadOutcome, UploadOutcome), Error> {
         // Reader before uploader: the uploader ends when the reader's channel does.
         let read = self.read.join();
         let upload = self.upload.join();
+        // After a success there is nothing left to populate.
+        cancel.cancel();
         let populate: Result<(), _> = self.populate.into_iter().try_for_each(JoinHandle::join);
         let panicked = |name: &str| Error::Internal(format!("the {name} thread panicked"));
         populate.map_err(|_| panicked("populating"))?;
         Ok((read.map_err(|_| panicked("reading"))?, upload.map_err(|_| panicked("uploading"))?))
     }
+}
+
+fn named<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
 /// How many threads populate: the cores that the uploader leaves, which helps when it must wait.
@@ -334,48 +356,4 @@ fn schedule(plan: &Plan) -> Schedule {
         }
     }
     schedule
-}
-
-/// Locks the mapped tensors of the cpu, if that is its mode.
-fn lock(plan: &Plan) -> Result<(PageLock, LockReport), Error> {
-    let mode = |wanted| plan.backends.iter().any(|backend| backend.mode == wanted);
-    let strict = mode(LoadMode::MlockStrict);
-    if !strict && !mode(LoadMode::Mlock) {
-        return Ok((PageLock::default(), LockReport::default()));
-    }
-    let tensors = plan.model.catalog().tensors();
-    let views: Vec<_> = (plan.homes.iter().zip(tensors))
-        .filter(|(home, _)| **home == Home::Mapped)
-        .filter_map(|(_, tensor)| {
-            plan.mappings[tensor.file].as_ref()?.view(tensor.offset..tensor.end())
-        })
-        .collect();
-    let (lock, report) = PageLock::new(&views);
-    match report.errno {
-        Some(errno) if strict => Err(Error::LockRefused {
-            requested_bytes: report.requested_bytes,
-            refused_bytes: report.refused_bytes,
-            limit_bytes: memlock_limit_bytes(),
-            errno,
-        }),
-        _ => Ok((lock, report)),
-    }
-}
-
-impl Tensors {
-    fn new(plan: &Plan, arenas: &[Arc<HostArena>], lock: PageLock) -> Self {
-        let catalog = plan.model.shared_catalog();
-        let memory = (plan.homes.iter().zip(catalog.tensors()))
-            .map(|(home, tensor)| match *home {
-                Home::Arena { arena, tensor } => {
-                    TensorMemory::Arena { arena: Arc::clone(&arenas[arena]), tensor }
-                }
-                Home::Mapped => plan.mappings[tensor.file]
-                    .as_ref()
-                    .and_then(|mapping| mapping.view(tensor.offset..tensor.end()))
-                    .map_or(TensorMemory::Empty, TensorMemory::Mapped),
-            })
-            .collect();
-        Self::from_parts(catalog, memory, plan.tensor_backends.clone(), lock)
-    }
 }

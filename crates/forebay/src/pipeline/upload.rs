@@ -130,9 +130,11 @@ impl UploadJob {
 
     fn land(&mut self, arena: usize, tensor: usize, outcome: &mut UploadOutcome) {
         self.uploader.publish(arena, tensor);
-        let now = Instant::now();
-        outcome.first_placed.get_or_insert(now);
-        outcome.last_placed = Some(now);
+        if outcome.bytes > 0 {
+            let now = Instant::now();
+            outcome.first_placed.get_or_insert(now);
+            outcome.last_placed = Some(now);
+        }
         // The channel holds every tensor of the plan: sending never waits, and nobody may listen.
         let _ = self.landed.send(Landed(self.plan.pending[arena][tensor].tensor));
     }

@@ -1,24 +1,17 @@
 //! Making a plan.
 
 use super::reads::{Cut, Wanted, cut};
-use super::{ArenaPlan, BackendPlan, FilePlan, Home, Plan, Staging};
+use super::{ArenaPlan, BackendPlan, FilePlan, Home, Plan, Staging, facts};
 use crate::backend::Backend;
-use crate::error::Error;
+use crate::error::{Error, ReadContext};
 use crate::loader::{EngineChoice, Options};
 use crate::mode::LoadMode;
 use crate::model::Model;
 use crate::policy;
-use forebay_io::{Access, ModelFile, Performer, cache};
+use forebay_io::{Access, FailureKind, ModelFile, Performer, ReadFailure, uring_support};
 use forebay_mem::{Alignment, FileMapping};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// From this share of a read's pages on, `auto` takes them from the page cache.
-const CACHED_SHARE: (u64, u64) = (3, 4);
-
-/// Reads are rounded to this at least: a page is what storage and page cache count in.
-const ROUNDING_BYTES_MIN: u64 = 4096;
 
 pub(super) fn build(model: &Model, options: &Options) -> Result<Plan, Error> {
     let started = Instant::now();
@@ -63,14 +56,13 @@ impl<'input> Builder<'input> {
         options: &'input Options,
         tensor_backends: Vec<Backend>,
     ) -> Result<Self, Error> {
-        let files: Vec<FilePlan> = model.files().iter().map(empty_file_plan).collect();
-        let rounding: Vec<Alignment> = model.files().iter().map(rounding).collect();
+        let files: Vec<FilePlan> = model.files().iter().map(facts::file_plan).collect();
+        let rounding: Vec<Alignment> = model.files().iter().map(facts::rounding).collect();
         let coarsest = rounding.iter().copied().max().unwrap_or(Alignment::FALLBACK);
         let plan = Plan {
             model: model.clone(),
             options: options.clone(),
             backends: Vec::new(),
-            mappings: vec![None; files.len()],
             files,
             homes: vec![Home::Mapped; tensor_backends.len()],
             tensor_backends,
@@ -110,7 +102,8 @@ impl<'input> Builder<'input> {
     }
 
     fn resolve(&self, backend: Backend, requested: LoadMode) -> (LoadMode, String) {
-        let cached: u64 = self.plan.files.iter().filter_map(|file| file.cached_bytes).sum();
+        let cached: Option<u64> = self.plan.files.iter().map(|file| file.cached_bytes).sum();
+        let cached = cached.map_or("not known".to_owned(), |bytes| bytes.to_string());
         let direct = self.plan.model.files().iter().any(|file| file.direct().is_ok());
         match (backend, requested) {
             (Backend::Cpu, LoadMode::Auto) => {
@@ -118,7 +111,7 @@ impl<'input> Builder<'input> {
             }
             (_, LoadMode::Auto) if direct => (
                 LoadMode::Dio,
-                format!("direct reads, except where the page cache has the bytes ({cached} now)"),
+                format!("direct reads, except where the page cache has the bytes (now: {cached})"),
             ),
             (_, LoadMode::Auto) => {
                 (LoadMode::None, "no file of the model takes direct reads".to_owned())
@@ -142,7 +135,8 @@ impl<'input> Builder<'input> {
             let stays = backend == Backend::Cpu
                 && matches!(mode, LoadMode::Mmap | LoadMode::Mlock | LoadMode::MlockStrict);
             let mapped = matches!(mode, LoadMode::Mmap) || stays;
-            let mapped = mapped && self.map(tensor.file, &model.files()[tensor.file])?;
+            let must = mode == LoadMode::MlockStrict;
+            let mapped = mapped && self.map(tensor.file, &model.files()[tensor.file], must)?;
             if stays && mapped {
                 self.plan.files[tensor.file].mapped_bytes += tensor.bytes;
                 continue;
@@ -150,7 +144,7 @@ impl<'input> Builder<'input> {
             let access = if mapped {
                 Access::Mapped
             } else {
-                self.read_access(mode, requested, tensor.file, &model.files()[tensor.file])
+                self.read_access(mode, requested, tensor.file, &model.files()[tensor.file])?
             };
             let (arena, slot) = self.arena_slot(backend, index);
             self.plan.homes[index] = Home::Arena { arena, tensor: slot };
@@ -162,56 +156,54 @@ impl<'input> Builder<'input> {
         Ok(())
     }
 
+    /// How the tensors of a backend are read from a file. Direct reads that the open has refused
+    /// are planned all the same, so that the load records the step down; unless nobody asked for
+    /// them by name and steps are forbidden: then doing without is a choice.
     fn read_access(
         &mut self,
         mode: LoadMode,
         requested: LoadMode,
         index: usize,
         file: &ModelFile,
-    ) -> Access {
-        match (mode, file.direct()) {
-            (LoadMode::Dio, Ok(_)) => Access::Direct,
-            // Nobody asked for direct reads by name: doing without is a choice, no step down.
-            (LoadMode::Dio, Err(_)) if requested == LoadMode::Auto && self.options.no_fallback => {
-                Access::Buffered
+    ) -> Result<Access, Error> {
+        let auto = requested == LoadMode::Auto;
+        let wants_direct = mode == LoadMode::Dio || (auto && mode == LoadMode::None);
+        let Err(errno) = file.direct() else {
+            return Ok(if wants_direct { Access::Direct } else { Access::Buffered });
+        };
+        match (wants_direct, self.options.no_fallback) {
+            (false, _) => Ok(Access::Buffered),
+            (true, true) if auto => Ok(Access::Buffered),
+            (true, true) => {
+                let (access, performer) = (Access::Direct, self.plan.performer);
+                let kind = FailureKind::FallbackForbidden { errno, access, performer };
+                let failure = ReadFailure { file: Some(index), ..ReadFailure::general(kind) };
+                let context = ReadContext { path: Some(file.path().to_owned()), tensor: None };
+                Err(Error::Read { context, failure })
             }
-            (LoadMode::Dio, Err(errno)) => {
+            (true, false) => {
                 self.plan.files[index].direct_refused = Some(errno);
-                Access::Direct
+                Ok(Access::Direct)
             }
-            (LoadMode::None, Err(errno)) if requested == LoadMode::Auto => {
-                if !self.options.no_fallback {
-                    self.plan.files[index].direct_refused = Some(errno);
-                    return Access::Direct;
-                }
-                Access::Buffered
-            }
-            _ => Access::Buffered,
         }
     }
 
-    /// Maps a file once. `false` where it can't be mapped and stepping down is allowed.
-    fn map(&mut self, index: usize, file: &ModelFile) -> Result<bool, Error> {
-        if self.plan.mappings[index].is_some() {
-            return Ok(true);
-        }
-        if self.plan.files[index].mapping_refused.is_some() {
-            return Ok(false);
+    /// Whether a file can be mapped, tried once. `false` where it can't and stepping down is
+    /// allowed.
+    fn map(&mut self, index: usize, file: &ModelFile, must: bool) -> Result<bool, Error> {
+        let planned = &mut self.plan.files[index];
+        if planned.is_mapped || planned.mapping_refused.is_some() {
+            return Ok(planned.is_mapped);
         }
         match FileMapping::new(file.buffered(), file.bytes()) {
-            Ok(mapping) => {
-                self.plan.mappings[index] = Some(Arc::new(mapping));
-                Ok(true)
-            }
-            Err(error) if self.options.no_fallback => {
+            Ok(_) => planned.is_mapped = true,
+            Err(error) if must || self.options.no_fallback => {
                 let what = format!("{}: can't be mapped", file.path().display());
-                Err(Error::Memory { what, source: error })
+                return Err(Error::Memory { what, source: error });
             }
-            Err(error) => {
-                self.plan.files[index].mapping_refused = Some(error.errno);
-                Ok(false)
-            }
+            Err(error) => planned.mapping_refused = Some(error.errno),
         }
+        Ok(planned.is_mapped)
     }
 
     fn arena_slot(&mut self, backend: Backend, tensor: usize) -> (usize, usize) {
@@ -236,7 +228,10 @@ impl<'input> Builder<'input> {
             planned.read_bytes = cut.reads.iter().map(|read| u64::from(read.need_bytes)).sum();
             planned.wanted_bytes =
                 cut.segments.iter().flatten().map(|segment| u64::from(segment.bytes)).sum();
-            planned.access = most_common_access(&cut);
+            planned.access = match most_common_access(&cut) {
+                Access::Direct if planned.direct_refused.is_some() => Access::DontCache,
+                access => access,
+            };
             reads.extend(cut.reads);
             self.plan.segments.extend(cut.segments);
         }
@@ -259,7 +254,8 @@ impl<'input> Builder<'input> {
         if self.takes_cached_bytes() {
             for (read, _) in &mut parts {
                 let range = read.offset..read.offset + u64::from(read.need_bytes);
-                if read.access == Access::Direct && self.is_cached(index, file, range) {
+                let known = self.plan.files[index].cached_bytes;
+                if read.access == Access::Direct && facts::is_cached(file, known, range) {
                     read.access = Access::Buffered;
                 }
             }
@@ -273,19 +269,6 @@ impl<'input> Builder<'input> {
         let auto = |planned: &BackendPlan| planned.requested == LoadMode::Auto;
         self.plan.backends.iter().any(auto)
             && !self.plan.backends.iter().any(|planned| planned.requested == LoadMode::Dio)
-    }
-
-    fn is_cached(&self, index: usize, file: &ModelFile, range: Range<u64>) -> bool {
-        match self.plan.files[index].cached_bytes {
-            None | Some(0) => false,
-            Some(all) if all >= file.bytes() => true,
-            Some(_) => {
-                let bytes = range.end - range.start;
-                let (share, of) = CACHED_SHARE;
-                cache::cached_bytes(file.buffered(), range)
-                    .is_ok_and(|cached| cached.saturating_mul(of) >= bytes.saturating_mul(share))
-            }
-        }
     }
 
     fn choose_performer(&mut self, why: &mut Vec<String>) -> Result<(), Error> {
@@ -305,8 +288,24 @@ impl<'input> Builder<'input> {
             }
             EngineChoice::Auto | EngineChoice::Uring => Performer::Uring,
         };
-        let performer = self.plan.performer;
+        let mut performer = self.plan.performer;
+        if performer == Performer::Uring
+            && let Err(errno) = uring_support()
+        {
+            why.push(format!("io_uring is refused here ({errno}): threads will read"));
+            performer = Performer::Threads;
+        }
+        if performer == Performer::Threads {
+            let depth = &mut self.plan.staging.queue_depth;
+            *depth = (*depth).min(forebay_io::THREADS_MAX);
+        }
         for file in &mut self.plan.files {
+            if let Some(errno) = file.direct_refused {
+                why.push(format!("{}: direct reads are refused ({errno})", file.path.display()));
+            }
+            if let Some(errno) = file.mapping_refused {
+                why.push(format!("{}: can't be mapped ({errno})", file.path.display()));
+            }
             file.engine = match file.access {
                 Access::Mapped => "mmap",
                 _ => performer.name(),
@@ -320,29 +319,6 @@ impl<'input> Builder<'input> {
         self.plan.plan_time = started.elapsed();
         self.plan
     }
-}
-
-fn empty_file_plan(file: &ModelFile) -> FilePlan {
-    FilePlan {
-        path: file.path().to_owned(),
-        engine: "mmap",
-        access: Access::Mapped,
-        dio_align: file.direct().ok().map(|(_, alignment)| alignment.offset.bytes()),
-        reads: 0,
-        read_bytes: 0,
-        wanted_bytes: 0,
-        mapped_bytes: 0,
-        cached_bytes: cache::cached_bytes(file.buffered(), 0..file.bytes())
-            .ok()
-            .map(|bytes| bytes.min(file.bytes())),
-        direct_refused: None,
-        mapping_refused: None,
-    }
-}
-
-fn rounding(file: &ModelFile) -> Alignment {
-    let least = Alignment::new(ROUNDING_BYTES_MIN).unwrap_or(Alignment::FALLBACK);
-    file.direct().map_or(least, |(_, alignment)| alignment.offset.max(alignment.memory).max(least))
 }
 
 /// The access that brings most of the file's bytes; `Mapped` for a file nothing is read from.

@@ -1,6 +1,7 @@
 //! What will happen, as plain data, before anything does.
 
 mod build;
+mod facts;
 pub(crate) mod reads;
 mod staging;
 
@@ -13,7 +14,6 @@ use crate::pipeline::Load;
 use crate::report::PlanReport;
 use forebay_device::Segment;
 use forebay_io::{Access, Errno, Performer, ReadSpec};
-use forebay_mem::FileMapping;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub struct FilePlan {
     pub mapped_bytes: u64,
     /// How much of the file was in the page cache when the plan was made.
     pub cached_bytes: Option<u64>,
+    /// Whether the load maps it.
+    pub(crate) is_mapped: bool,
     /// Why direct reads can't be had, if the plan wants them.
     pub(crate) direct_refused: Option<Errno>,
     /// Why the file can't be mapped, if the plan wanted that.
@@ -90,7 +92,6 @@ pub struct Plan {
     pub(crate) tensor_backends: Vec<Backend>,
     pub(crate) homes: Vec<Home>,
     pub(crate) arenas: Vec<ArenaPlan>,
-    pub(crate) mappings: Vec<Option<Arc<FileMapping>>>,
     pub(crate) reads: Arc<[ReadSpec]>,
     /// The segments of each read.
     pub(crate) segments: Vec<Vec<Segment>>,

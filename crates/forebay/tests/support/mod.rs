@@ -64,7 +64,8 @@ pub fn is_without_load_threads() -> bool {
     })
 }
 
-fn load_threads() -> usize {
+/// Threads of this process that belong to a load.
+pub fn load_threads() -> usize {
     let names = std::fs::read_dir("/proc/self/task")
         .unwrap()
         .flatten()
@@ -72,9 +73,10 @@ fn load_threads() -> usize {
     names.filter(|name| name.starts_with("forebay-")).count()
 }
 
-/// Memory that is pinned for io_uring or a device, in KiB.
-pub fn pinned_kib() -> u64 {
+/// A line of this process's status in KiB: `VmPin:` is what is pinned for io_uring or a device,
+/// `VmLck:` what is locked.
+pub fn status_kib(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }

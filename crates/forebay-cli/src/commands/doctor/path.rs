@@ -144,7 +144,14 @@ fn page_cache(file: &ModelFile, is_model: bool) -> Check {
         Ok(_) => Check::good(name, "can be asked what it holds"),
         Err(errno) => {
             let found = format!("can't be asked what it holds: {errno}");
-            Check::bad(name, found, "Linux 6.5 can; until then `auto` reads cached files anew")
+            let remedy = match errno {
+                Errno::EPERM => {
+                    "only a file's owner and who may write to it may ask; for others `auto` reads \
+                     cached files anew"
+                }
+                _ => "Linux 6.5 can; until then `auto` reads cached files anew",
+            };
+            Check::bad(name, found, remedy)
         }
     }
 }
