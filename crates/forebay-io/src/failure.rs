@@ -54,6 +54,12 @@ impl ReadFailure {
         match &self.kind {
             FailureKind::Errno(errno) => format!("read at offset {} failed: {errno}", self.offset),
             FailureKind::EndOfFile => format!("the file ends at byte {}", self.offset),
+            FailureKind::FallbackForbidden { errno, performer, .. } if self.file.is_none() => {
+                format!(
+                    "{} is refused here ({errno}), and falling back is forbidden",
+                    performer.name()
+                )
+            }
             FailureKind::FallbackForbidden { errno, access, performer } => format!(
                 "{} reads by {} were refused at offset {} ({errno}), and falling back is forbidden",
                 access.name(),

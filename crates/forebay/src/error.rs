@@ -145,7 +145,7 @@ impl Error {
                 || "the file is damaged, or not what its name says: get it again".to_owned(),
                 ToOwned::to_owned,
             ),
-            Self::Read { failure, .. } => return read_remedy(&failure.kind),
+            Self::Read { failure, .. } => return read_remedy(failure),
             Self::Changed { .. } => {
                 "load it again once nobody writes to it (a download still running?)".to_owned()
             }
@@ -186,10 +186,13 @@ fn open_remedy(kind: &OpenErrorKind) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn read_remedy(kind: &FailureKind) -> Option<String> {
-    let text = match kind {
+fn read_remedy(failure: &ReadFailure) -> Option<String> {
+    let text = match &failure.kind {
         FailureKind::EndOfFile => {
             "the file was cut short after it was opened: get it again, and load it when whole"
+        }
+        FailureKind::FallbackForbidden { .. } if failure.file.is_none() => {
+            "leave --no-fallback out, use --engine auto, or allow io_uring (forebay doctor says how)"
         }
         FailureKind::FallbackForbidden { .. } => {
             "leave --no-fallback out, or choose a mode this file's storage takes (forebay doctor)"

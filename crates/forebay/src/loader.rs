@@ -283,7 +283,7 @@ impl Loader {
     /// # Errors
     /// As [`Loader::plan`]; [`Error::Device`] or [`Error::Memory`] where memory is refused.
     pub fn start(self) -> Result<Load, Error> {
-        let plan = self.plan()?;
+        let plan = Plan::to_start(&Model::open(&self.path)?, &self.options)?;
         plan.start_with(self.hooks)
     }
 

@@ -288,17 +288,8 @@ impl<'input> Builder<'input> {
             }
             EngineChoice::Auto | EngineChoice::Uring => Performer::Uring,
         };
-        let mut performer = self.plan.performer;
-        if performer == Performer::Uring
-            && let Err(errno) = uring_support()
-        {
-            why.push(format!("io_uring is refused here ({errno}): threads will read"));
-            performer = Performer::Threads;
-        }
-        if performer == Performer::Threads {
-            let depth = &mut self.plan.staging.queue_depth;
-            *depth = (*depth).min(forebay_io::THREADS_MAX);
-        }
+        let performer = self.plan.performer;
+        self.plan.expect_performer(performer);
         for file in &mut self.plan.files {
             if let Some(errno) = file.direct_refused {
                 why.push(format!("{}: direct reads are refused ({errno})", file.path.display()));
@@ -306,10 +297,6 @@ impl<'input> Builder<'input> {
             if let Some(errno) = file.mapping_refused {
                 why.push(format!("{}: can't be mapped ({errno})", file.path.display()));
             }
-            file.engine = match file.access {
-                Access::Mapped => "mmap",
-                _ => performer.name(),
-            };
         }
         Ok(())
     }
@@ -318,6 +305,32 @@ impl<'input> Builder<'input> {
         self.plan.why = why;
         self.plan.plan_time = started.elapsed();
         self.plan
+    }
+}
+
+impl Plan {
+    /// Finds out whether the ring that is planned can be had. The plan still begins with it: that
+    /// it can't is for the load to find out again and to report.
+    pub(super) fn probe_performer(&mut self) {
+        if self.performer == Performer::Uring
+            && let Err(errno) = uring_support()
+        {
+            self.why.push(format!("io_uring is refused here ({errno}): threads will read"));
+            self.expect_performer(Performer::Threads);
+        }
+    }
+
+    fn expect_performer(&mut self, performer: Performer) {
+        if performer == Performer::Threads {
+            let depth = &mut self.staging.queue_depth;
+            *depth = (*depth).min(forebay_io::THREADS_MAX);
+        }
+        for file in &mut self.files {
+            file.engine = match file.access {
+                Access::Mapped => "mmap",
+                _ => performer.name(),
+            };
+        }
     }
 }
 

@@ -108,6 +108,14 @@ impl Plan {
     /// # Errors
     /// [`Error::Option`] where options can't be met together.
     pub fn new(model: &Model, options: &Options) -> Result<Self, Error> {
+        let mut plan = Self::to_start(model, options)?;
+        plan.probe_performer();
+        Ok(plan)
+    }
+
+    /// A plan that is started at once: nobody looks at it, so nothing is tried that the load will
+    /// try itself, and a load sets up one ring.
+    pub(crate) fn to_start(model: &Model, options: &Options) -> Result<Self, Error> {
         build::build(model, options)
     }
 
