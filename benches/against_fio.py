@@ -5,8 +5,8 @@
 
 Needs fio and Linux. On a virtual machine whose host gives memory out at first touch and takes freed
 memory back (free page reporting), fresh memory costs more than the disk: `--touch 10` has another
-process touch and free 10 GiB just before every load, so that the guest's free memory is there, as
-it is on a machine of one's own. Say in every result which it was.
+process touch and free 10 GiB just before every measurement, so that the guest's free memory is there
+as it is on a machine of one's own. Say in every result which it was.
 
 Every round runs each fio shape, a cold load and a warm load; each load is a
 process of its own, whose CPU seconds (user and system, start and exit included) and peak RSS are
@@ -83,6 +83,7 @@ def main():
     runs = {"cold": [], "warm": []}
     for round_number in range(1, arguments.rounds + 1):
         for shape in SHAPES:
+            touch(arguments.touch)
             ceilings[shape].append(fio(arguments.model, *shape))
         for cache in runs:
             (drop_cache if cache == "cold" else warm_cache)(arguments.model)
