@@ -11,7 +11,7 @@ use crate::file::ModelFile;
 use crate::ladder::{Access, Performer};
 use crate::schedule::{Op, ReadSpec, Schedule};
 use crossbeam_channel::{Receiver, Sender};
-use forebay_mem::{FileMapping, Free, Full, Slab, Slot};
+use forebay_mem::{FileMapping, Filling, Free, Full, Slab, Slot};
 use nix::errno::Errno;
 use std::ops::Range;
 use std::sync::Arc;
@@ -122,6 +122,15 @@ impl ReadJob {
         self.schedule.is_done() || self.schedule.failure().is_some()
     }
 
+    /// A read is done, its last bytes by `access`: hands its slot on.
+    fn deliver(&mut self, slot: Slot<Filling>, read: usize, bytes: u32, access: Access) {
+        self.tidy_cache(read, access);
+        let filled = Filled { read, slot: slot.filled(bytes as usize) };
+        if self.full.send(filled).is_err() {
+            self.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
+        }
+    }
+
     /// After a read that fell down to the page cache: leave nothing behind there that the plan
     /// did not mean to leave.
     fn tidy_cache(&self, read: usize, access: Access) {
@@ -170,7 +179,7 @@ fn tampered(
     fault: &mut Option<Box<dyn Fault>>,
     op: &Op,
     result: Result<u32, Errno>,
-    slot: &mut Slot<forebay_mem::Filling>,
+    slot: &mut Slot<Filling>,
 ) -> Result<u32, Errno> {
     match fault {
         None => result,

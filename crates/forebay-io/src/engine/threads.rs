@@ -4,7 +4,7 @@
 //! the lock, and stays with the slot until its read is done. The memory is never shared with the
 //! kernel beyond a call, so there is nothing to drain.
 
-use super::{Filled, ReadJob, ReadStats, cancelled, tampered};
+use super::{ReadJob, ReadStats, cancelled, tampered};
 use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
 use crate::ladder::Access;
@@ -148,11 +148,7 @@ fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
         }
         match job.schedule.complete(op.slot, result) {
             Completion::Done { read, bytes } => {
-                job.tidy_cache(read, op.access);
-                let filled = Filled { read, slot: slot.filled(bytes as usize) };
-                if job.full.send(filled).is_err() {
-                    job.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
-                }
+                job.deliver(slot, read, bytes, op.access);
                 return;
             }
             Completion::Again(again) => op = again,

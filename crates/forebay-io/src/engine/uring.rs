@@ -10,7 +10,7 @@
 //! reaping itself fails, the memory is leaked rather than reused.
 
 use super::threads::RWF_DONTCACHE;
-use super::{Filled, ReadJob, ReadStats, cancelled, tampered};
+use super::{ReadJob, ReadStats, cancelled, tampered};
 use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
 use crate::file::ModelFile;
@@ -176,11 +176,7 @@ fn settle(
     let result = tampered(&mut job.fault, &op, result, &mut slot);
     match job.schedule.complete(op.slot, result) {
         Completion::Done { read, bytes } => {
-            job.tidy_cache(read, op.access);
-            let filled = Filled { read, slot: slot.filled(bytes as usize) };
-            if job.full.send(filled).is_err() {
-                job.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
-            }
+            job.deliver(slot, read, bytes, op.access);
         }
         Completion::Again(op) if job.schedule.performer() == Performer::Uring => {
             ring.push(slot, op);
