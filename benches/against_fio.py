@@ -47,6 +47,14 @@ def touch(gib):
         os.waitpid(child, 0)
 
 
+def prepare(arguments, cache):
+    if cache == "warm" or arguments.prewarm:
+        warm_cache(arguments.model)
+    if cache == "cold":
+        drop_cache(arguments.model)
+    touch(arguments.touch)
+
+
 def fio(path, block, depth):
     command = ["fio", "--name=ceiling", f"--filename={path}", "--rw=read", f"--bs={block}",
                f"--iodepth={depth}", "--ioengine=io_uring", "--direct=1", "--fixedbufs=1",
@@ -76,6 +84,8 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--forebay", default="target/release/forebay")
+    parser.add_argument("--prewarm", action="store_true",
+                        help="read the file into the page cache before each cold measurement drops it")
     parser.add_argument("--touch", type=int, default=0, metavar="GIB")
     parser.add_argument("flags", nargs="*", help="passed on to forebay load")
     arguments = parser.parse_args()
@@ -83,11 +93,10 @@ def main():
     runs = {"cold": [], "warm": []}
     for round_number in range(1, arguments.rounds + 1):
         for shape in SHAPES:
-            touch(arguments.touch)
+            prepare(arguments, "cold")
             ceilings[shape].append(fio(arguments.model, *shape))
         for cache in runs:
-            (drop_cache if cache == "cold" else warm_cache)(arguments.model)
-            touch(arguments.touch)
+            prepare(arguments, cache)
             runs[cache].append(load(arguments.forebay, arguments.model, arguments.flags))
         drop_cache(arguments.model)
         print(f"round {round_number}: fio " +
