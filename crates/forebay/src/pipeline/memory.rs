@@ -1,15 +1,28 @@
-//! The memory of a load that no engine fills: mappings, their locks, and where each tensor is.
+//! The memory of a load: arenas, mappings, their locks, and where each tensor is.
 
 use crate::error::Error;
 use crate::loaded::{TensorMemory, Tensors};
 use crate::mode::LoadMode;
 use crate::plan::{Home, Plan};
-use forebay_device::HostArena;
+use forebay_device::{HostArena, HostWriter};
 use forebay_mem::{FileMapping, LockReport, PageLock, memlock_limit_bytes};
 use std::sync::Arc;
 
 /// The mapping of each file that the plan maps.
 pub(super) type Mappings = Vec<Option<Arc<FileMapping>>>;
+
+/// The arena of each backend that has memory of its own, and the right to fill it.
+pub(super) fn reserve_arenas(plan: &Plan) -> Result<(Vec<Arc<HostArena>>, Vec<HostWriter>), Error> {
+    let tensors = plan.model.catalog().tensors();
+    let mut reserved = (Vec::new(), Vec::new());
+    for arena in &plan.arenas {
+        let sizes_bytes = arena.tensors.iter().map(|&index| tensors[index].bytes);
+        let (arena, writer) = HostArena::new(&arena.backend.to_string(), sizes_bytes)?;
+        reserved.0.push(arena);
+        reserved.1.push(writer);
+    }
+    Ok(reserved)
+}
 
 /// Maps the files anew for every load: a lock holds for a mapping, and ends with its load.
 pub(super) fn map_files(plan: &Plan) -> Result<Mappings, Error> {

@@ -20,11 +20,12 @@ use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
 use crate::loader::{Hooks, ProgressCallback, Reclaim};
 use crate::plan::{Home, Plan};
+use crate::report::LoadReport;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use forebay_device::{HostArena, HostUploader};
 use forebay_io::{Access, Cancel, Fallback, Filled, ReadJob, ReadOutcome, Schedule};
 use forebay_mem::{Alignment, LockReport, Slab};
-use memory::{lock, map_files};
+use memory::{lock, map_files, reserve_arenas};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,7 +66,6 @@ pub struct Load {
     landed: Receiver<Landed>,
     threads: Option<Threads>,
     locked: LockReport,
-    slab: Option<Arc<Slab>>,
     outcome: Option<Outcome>,
     failed: bool,
 }
@@ -89,15 +89,7 @@ impl Load {
         let Hooks { cancel, progress, fault } = hooks;
         // The caller's flag may serve other loads too: ending this one must not set it.
         let cancel = cancel.child();
-        let mut arenas = Vec::new();
-        let mut writers = Vec::new();
-        for arena in &plan.arenas {
-            let tensors = plan.model.catalog().tensors();
-            let sizes = arena.tensors.iter().map(|&index| tensors[index].bytes);
-            let (arena, writer) = HostArena::new(&arena.backend.to_string(), sizes)?;
-            arenas.push(arena);
-            writers.push(writer);
-        }
+        let (arenas, writers) = reserve_arenas(plan)?;
         let mappings = map_files(plan)?;
         let (lock, locked) = lock(plan, &mappings)?;
         if cancel.is_cancelled() {
@@ -127,7 +119,7 @@ impl Load {
             files: Arc::clone(plan.model.files()),
             mappings,
             schedule: schedule(plan),
-            slab: Arc::clone(&slab),
+            slab,
             free,
             full,
             cancel: cancel.clone(),
@@ -148,7 +140,6 @@ impl Load {
             landed,
             threads: Some(threads),
             locked,
-            slab: Some(slab),
             outcome: None,
             failed: false,
         };
@@ -180,7 +171,7 @@ impl Load {
             tensor?;
         }
         let outcome = self.outcome.take().ok_or(Error::AlreadyReported)?;
-        let report = settle::report(&self.plan, &outcome, self.locked);
+        let report = LoadReport::new(&self.plan, &outcome, self.locked);
         Ok(Loaded::new(Arc::clone(&self.tensors), report))
     }
 
@@ -231,7 +222,6 @@ impl Load {
         let (read, upload) = threads.join(&self.cancel)?;
         let last_placed = upload.last_placed.unwrap_or(self.started).max(self.mapped_at);
         settle::check(&self.plan, &read, &upload)?;
-        self.slab = None;
         let run_time = last_placed.saturating_duration_since(self.started);
         self.outcome = Some(Outcome { read, upload, run_time });
         self.report_progress(true);
@@ -261,12 +251,6 @@ impl Iterator for Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.cancel_and_join();
-    }
-}
-
-impl Load {
-    fn cancel_and_join(&mut self) {
         if let Some(threads) = self.threads.take() {
             self.cancel.cancel();
             // Nobody is left to hear how it ended.
@@ -291,16 +275,21 @@ impl Threads {
             // Without it, or with fewer, the uploader populates as it goes.
             populate.extend(named("forebay-populate", work).ok());
         }
-        let started = named("forebay-upload", move || upload.run()).and_then(|upload| {
-            // Were the reader refused, its end of the channels would drop, and the uploader end.
-            Ok((named("forebay-read", move || job.run())?, upload))
-        });
+        let started = match named("forebay-upload", move || upload.run()) {
+            Ok(upload) => match named("forebay-read", move || job.run()) {
+                Ok(read) => Ok((read, upload)),
+                Err(source) => Err((source, Some(upload))),
+            },
+            Err(source) => Err((source, None)),
+        };
         match started {
             Ok((read, upload)) => Ok(Self { read, upload, populate }),
-            Err(source) => {
+            Err((source, upload)) => {
+                // Those that run end by the flag, or by the other ends of their channels dropping,
+                // and have no error to tell: what is wrong is that there are too few of them.
                 cancel.cancel();
-                // They have no error to tell: what is wrong is that there are too few of them.
                 populate.into_iter().for_each(|thread| drop(thread.join()));
+                upload.into_iter().for_each(|thread| drop(thread.join()));
                 Err(Error::Thread { source })
             }
         }

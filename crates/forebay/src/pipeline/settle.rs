@@ -1,11 +1,9 @@
-//! The end of a load: was it whole, and what is there to tell.
+//! The end of a load: was it whole?
 
-use super::{Outcome, UploadOutcome};
+use super::UploadOutcome;
 use crate::error::{Error, ReadContext};
 use crate::plan::Plan;
-use crate::report::LoadReport;
 use forebay_io::{FailureKind, FileIdentity, ReadFailure, ReadOutcome};
-use forebay_mem::LockReport;
 
 /// Whether everything arrived, from files that are still what they were.
 pub(super) fn check(plan: &Plan, read: &ReadOutcome, upload: &UploadOutcome) -> Result<(), Error> {
@@ -59,8 +57,4 @@ fn difference(was: &FileIdentity, now: &FileIdentity) -> String {
     } else {
         format!("it had {} bytes and has {}", was.bytes, now.bytes)
     }
-}
-
-pub(super) fn report(plan: &Plan, outcome: &Outcome, locked: LockReport) -> LoadReport {
-    LoadReport::new(plan, outcome, locked)
 }

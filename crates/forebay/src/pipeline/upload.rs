@@ -14,7 +14,7 @@ pub(super) struct Landed(pub(super) usize);
 
 /// What the uploader knows of the plan.
 pub(super) struct UploadPlan {
-    segments: Vec<Vec<Segment>>,
+    segments: Arc<[Vec<Segment>]>,
     /// For each arena and tensor: the catalog's index and the bytes that are still to come.
     pending: Vec<Vec<Pending>>,
 }
@@ -33,7 +33,7 @@ impl UploadPlan {
             Home::Arena { arena, tensor } => *tensor < plan.arenas[*arena].tensors.len(),
             Home::Mapped => true,
         }));
-        Self { segments: plan.segments.clone(), pending: pending.collect() }
+        Self { segments: Arc::clone(&plan.segments), pending: pending.collect() }
     }
 }
 
@@ -116,7 +116,8 @@ impl UploadJob {
 
     /// Counts a read's segments as placed, and announces tensors that are whole now.
     fn credit(&mut self, read: usize, outcome: &mut UploadOutcome) {
-        for segment in std::mem::take(&mut self.plan.segments[read]) {
+        let segments = Arc::clone(&self.plan.segments);
+        for segment in &segments[read] {
             let bytes = u64::from(segment.bytes);
             outcome.bytes += bytes;
             self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);

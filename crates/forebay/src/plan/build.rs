@@ -68,7 +68,7 @@ impl<'input> Builder<'input> {
             tensor_backends,
             arenas: Vec::new(),
             reads: Arc::new([]),
-            segments: Vec::new(),
+            segments: Arc::new([]),
             staging: Staging::new(options, coarsest)?,
             performer: Performer::Uring,
             why: Vec::new(),
@@ -221,6 +221,7 @@ impl<'input> Builder<'input> {
     fn plan_reads(&mut self) {
         let model = self.plan.model.clone();
         let mut reads = Vec::new();
+        let mut segments = Vec::new();
         for (index, file) in model.files().iter().enumerate() {
             let cut = self.cut_file(index, file);
             let planned = &mut self.plan.files[index];
@@ -233,10 +234,11 @@ impl<'input> Builder<'input> {
                 access => access,
             };
             reads.extend(cut.reads);
-            self.plan.segments.extend(cut.segments);
+            segments.extend(cut.segments);
         }
         self.plan.staging = self.plan.staging.bounded_by(reads.len());
         self.plan.reads = reads.into();
+        self.plan.segments = segments.into();
     }
 
     /// The reads of one file in file order, whatever their access.

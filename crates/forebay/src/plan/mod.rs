@@ -94,7 +94,7 @@ pub struct Plan {
     pub(crate) arenas: Vec<ArenaPlan>,
     pub(crate) reads: Arc<[ReadSpec]>,
     /// The segments of each read.
-    pub(crate) segments: Vec<Vec<Segment>>,
+    pub(crate) segments: Arc<[Vec<Segment>]>,
     pub(crate) staging: Staging,
     pub(crate) performer: Performer,
     pub(crate) why: Vec<String>,
