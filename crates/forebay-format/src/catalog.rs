@@ -20,7 +20,7 @@ pub struct Tensor {
     /// Where its bytes begin, from the start of that file. Aligned to nothing in particular. For
     /// a tensor of no bytes it may lie past the end of the file.
     pub offset: u64,
-    /// How many bytes it takes there.
+    /// How many bytes it takes there. In a `.ptd` file other tensors may lie on the same bytes.
     pub bytes: u64,
 }
 
@@ -123,8 +123,8 @@ impl Catalog {
         self.by_name.get(name).copied()
     }
 
-    /// The model's key/values: those of the first part (GGUF), or all shards' `__metadata__`,
-    /// earlier shards first (safetensors).
+    /// The model's key/values: those of the first part (GGUF), all shards' `__metadata__`, earlier
+    /// shards first (safetensors), or what [`ptd`](crate::ptd) tells of single tensors.
     #[must_use]
     pub const fn metadata(&self) -> &Metadata {
         &self.metadata

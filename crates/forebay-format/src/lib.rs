@@ -1,7 +1,8 @@
-//! The formats models are stored in: GGUF and safetensors headers, read into one [`Catalog`].
+//! The formats models are stored in: GGUF, safetensors and `.ptd` headers, read into one
+//! [`Catalog`].
 //!
 //! This crate parses header bytes that its caller has read. It opens no file, makes no system
-//! call and holds no unsafe code. Both parsers take the start of a file and its full length, and
+//! call and holds no unsafe code. The parsers take the start of a file and its full length, and
 //! answer either with what they found or with how much more of the start they want:
 //!
 //! ```
@@ -41,6 +42,7 @@ mod error;
 pub mod gguf;
 mod json;
 mod metadata;
+pub mod ptd;
 pub mod safetensors;
 
 pub use catalog::{Catalog, SourceFile, Tensor};
@@ -60,6 +62,8 @@ pub enum Format {
     Gguf,
     /// Hugging Face's safetensors, one file or several shards.
     Safetensors,
+    /// ExecuTorch's FlatTensor: a `.ptd` file.
+    Ptd,
 }
 
 impl fmt::Display for Format {
@@ -67,6 +71,7 @@ impl fmt::Display for Format {
         formatter.write_str(match self {
             Self::Gguf => "gguf",
             Self::Safetensors => "safetensors",
+            Self::Ptd => "ptd",
         })
     }
 }
@@ -93,13 +98,17 @@ impl<T> Parse<T> {
     }
 }
 
-/// Guesses a file's format from its first bytes, nine of which are enough.
+/// Guesses a file's format from its first bytes, twelve of which are enough.
 ///
 /// A file that is recognised here may still be refused by its parser.
 #[must_use]
 pub fn sniff(prefix: &[u8]) -> Option<Format> {
     if prefix.starts_with(gguf::MAGIC) {
         return Some(Format::Gguf);
+    }
+    let magics = prefix.get(4..).and_then(|rest| rest.strip_prefix(ptd::MAGIC));
+    if magics.is_some_and(|rest| rest.starts_with(ptd::HEADER_MAGIC)) {
+        return Some(Format::Ptd);
     }
     let (length, rest) = prefix.split_first_chunk::<8>()?;
     let plausible = u64::from_le_bytes(*length) <= safetensors::HEADER_BYTES_MAX;

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
-/// Ordered key/values of a model: GGUF's key/values, or safetensors' `__metadata__`.
+/// Ordered key/values of a model: GGUF's key/values, safetensors' `__metadata__`, or what
+/// [`ptd`](crate::ptd) tells of single tensors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
@@ -97,7 +98,7 @@ impl fmt::Debug for Text {
 /// Writes `Value` and `Array`, which have the same element types, from one list.
 macro_rules! values {
     ($($variant:ident($element:ty) $name:literal,)+) => {
-        /// A value of a model's metadata. Safetensors has only strings.
+        /// A value of a model's metadata. Only GGUF has others than strings.
         #[derive(Clone, Debug, PartialEq)]
         #[non_exhaustive]
         #[allow(missing_docs)]

@@ -69,7 +69,9 @@ fn tensors_are_those_of_the_manifest() {
             .map(|tensor| (tensor["name"].as_str().expect("a name").to_owned(), tensor.clone()))
             .collect();
         assert_eq!(described(&catalog, folder), expected, "{name}");
-        assert_eq!(catalog.notices(), [""; 0], "{name}");
+        // Of a .ptd file, whatever a tensor does not say is in the metadata and in a notice.
+        let told = folder == "ptd" && !model["metadata"].as_object().expect("texts").is_empty();
+        assert!(told != catalog.notices().is_empty(), "{name}: {:?}", catalog.notices());
         for tensor in catalog.tensors() {
             assert_eq!(catalog.tensor(&tensor.name), Some(tensor), "{name}");
         }

@@ -19,7 +19,7 @@ pub struct Model {
 
 impl Model {
     /// Opens a `.gguf` file (one part of a split one opens them all), a `.safetensors` file, a
-    /// `*.safetensors.index.json`, or a folder that holds exactly one such model.
+    /// `*.safetensors.index.json`, a `.ptd` file, or a folder that holds exactly one such model.
     ///
     /// # Errors
     /// [`Error::Open`], [`Error::NoModel`], [`Error::Header`], [`Error::Format`].

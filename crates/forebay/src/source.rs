@@ -1,7 +1,7 @@
 //! From a path to the files of one model.
 
 use crate::error::Error;
-use forebay_format::{Catalog, Format, FormatError, Parse, gguf, safetensors, sniff};
+use forebay_format::{Catalog, Format, FormatError, Parse, gguf, ptd, safetensors, sniff};
 use forebay_io::ModelFile;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ pub(crate) fn open(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
     let claimed = match path.extension().and_then(|extension| extension.to_str()) {
         Some("gguf") => Some(Format::Gguf),
         Some("safetensors") => Some(Format::Safetensors),
+        Some("ptd") => Some(Format::Ptd),
         _ => None,
     };
     match sniff(&prefix).or(claimed) {
@@ -37,10 +38,15 @@ pub(crate) fn open(path: &Path) -> Result<(Catalog, Vec<ModelFile>), Error> {
             let catalog = safetensors::catalog(vec![(name(path), file.bytes(), parsed)], None);
             Ok((catalog.map_err(|error| error.in_file(path.display().to_string()))?, vec![file]))
         }
+        Some(Format::Ptd) => {
+            let parsed = parse(&file, prefix, ptd::parse)?;
+            Ok((ptd::catalog(name(path), file.bytes(), parsed)?, vec![file]))
+        }
         _ => Err(Error::no_model(
             path,
-            "is neither GGUF nor safetensors",
-            "name a .gguf or .safetensors file, a *.safetensors.index.json, or a folder with one",
+            "is neither GGUF nor safetensors nor .ptd",
+            "name a .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder \
+             with one of them",
         )),
     }
 }
@@ -172,7 +178,7 @@ fn only_model_in(folder: &Path) -> Result<PathBuf, Error> {
         } else if file_name.ends_with(".gguf") {
             let model = gguf::split_name(&file_name).map_or(file_name, |split| split.file_name(1));
             models.entry(model).or_insert_with(|| path.clone());
-        } else if file_name.ends_with(".safetensors") {
+        } else if file_name.ends_with(".safetensors") || file_name.ends_with(".ptd") {
             models.insert(file_name, path.clone());
         }
     }
@@ -180,7 +186,7 @@ fn only_model_in(folder: &Path) -> Result<PathBuf, Error> {
     match models.len() {
         0 => Err(Error::no_model(
             folder,
-            "holds no .gguf, .safetensors or .safetensors.index.json",
+            "holds no .gguf, .safetensors, .ptd or .safetensors.index.json",
             "name a folder that holds a model, or the model's file",
         )),
         1 => Ok(models.into_values().next().unwrap_or_default()),

@@ -3,7 +3,9 @@
 
 #![allow(dead_code)] // Each test binary uses a part of it.
 
-use forebay_format::{Catalog, Format, FormatError, Parse, gguf, safetensors, sniff};
+pub(crate) mod ptd_writer;
+
+use forebay_format::{Catalog, Format, FormatError, Parse, Tensor, gguf, ptd, safetensors, sniff};
 use std::path::PathBuf;
 
 pub(crate) fn fixture_path(name: &str) -> PathBuf {
@@ -18,7 +20,7 @@ pub(crate) fn fixture(name: &str) -> Vec<u8> {
 /// Every fixture that is a model file, parts and shards one by one.
 pub(crate) fn fixture_files() -> Vec<String> {
     let mut names = Vec::new();
-    for folder in ["gguf", "safetensors"] {
+    for folder in ["gguf", "ptd", "safetensors"] {
         for entry in std::fs::read_dir(fixture_path(folder)).expect("the fixtures are committed") {
             let name = entry.expect("a readable folder").file_name();
             let name = name.to_str().expect("fixture names are ASCII");
@@ -51,17 +53,67 @@ pub(crate) fn parse_in_steps<T>(
     }
 }
 
+/// The format of a file: by its name too, since damage may have made it unrecognisable.
+pub(crate) fn format_of(name: &str, file: &[u8]) -> Format {
+    match name.rsplit_once('.') {
+        Some((_, "gguf")) => Format::Gguf,
+        Some((_, "ptd")) => Format::Ptd,
+        _ => sniff(file).unwrap_or(Format::Safetensors),
+    }
+}
+
+/// What every format's header has.
+pub(crate) struct Header {
+    /// Where it ends.
+    pub(crate) bytes: u64,
+    pub(crate) tensors: Vec<Tensor>,
+}
+
+/// Calls the parser of a format.
+pub(crate) fn parse_as(
+    format: Format,
+    prefix: &[u8],
+    file_bytes: u64,
+) -> Result<Parse<Header>, FormatError> {
+    fn map<T>(parsed: Parse<T>, header: impl FnOnce(T) -> Header) -> Parse<Header> {
+        match parsed {
+            Parse::Complete(parsed) => Parse::Complete(header(parsed)),
+            Parse::NeedBytes(bytes) => Parse::NeedBytes(bytes),
+        }
+    }
+    Ok(match format {
+        Format::Gguf => map(gguf::parse(prefix, file_bytes)?, |header| Header {
+            bytes: header.header_bytes(),
+            tensors: header.tensors().to_vec(),
+        }),
+        Format::Ptd => map(ptd::parse(prefix, file_bytes)?, |header| Header {
+            bytes: header.header_bytes(),
+            tensors: header.tensors().to_vec(),
+        }),
+        _ => map(safetensors::parse(prefix, file_bytes)?, |header| Header {
+            bytes: header.data_offset(),
+            tensors: header.tensors().to_vec(),
+        }),
+    })
+}
+
 /// The catalog of one file on its own.
 pub(crate) fn catalog_of(name: &str, file: &[u8]) -> Result<Catalog, FormatError> {
     let bytes = file.len() as u64;
     let named = |error: FormatError| error.in_file(name);
-    // By name too: a GGUF file of the wrong byte order is not recognised.
-    if name.ends_with(".gguf") || sniff(file) == Some(Format::Gguf) {
-        let header = parse_in_steps(file, gguf::parse).map_err(named)?;
-        gguf::catalog(vec![(name.to_owned(), bytes, header)])
-    } else {
-        let header = parse_in_steps(file, safetensors::parse).map_err(named)?;
-        safetensors::catalog(vec![(name.to_owned(), bytes, header)], None)
+    match format_of(name, file) {
+        Format::Gguf => {
+            let header = parse_in_steps(file, gguf::parse).map_err(named)?;
+            gguf::catalog(vec![(name.to_owned(), bytes, header)])
+        }
+        Format::Ptd => {
+            let header = parse_in_steps(file, ptd::parse).map_err(named)?;
+            ptd::catalog(name.to_owned(), bytes, header)
+        }
+        _ => {
+            let header = parse_in_steps(file, safetensors::parse).map_err(named)?;
+            safetensors::catalog(vec![(name.to_owned(), bytes, header)], None)
+        }
     }
 }
 
