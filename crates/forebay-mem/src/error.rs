@@ -11,6 +11,10 @@ pub enum Operation {
     Reserve,
     /// Giving a range its pages ahead of use (`madvise(MADV_POPULATE_*)`).
     Populate,
+    /// Bringing a mapped file's pages in ahead of use (`madvise(MADV_POPULATE_READ)`).
+    Prefetch,
+    /// Finding out which pages are resident (`mincore`).
+    Inspect,
     /// Mapping a file.
     MapFile,
     /// Copying out of a mapped file.
@@ -28,6 +32,8 @@ impl fmt::Display for Operation {
         f.write_str(match self {
             Self::Reserve => "reserving memory",
             Self::Populate => "populating memory",
+            Self::Prefetch => "prefetching the mapped file",
+            Self::Inspect => "looking at resident pages",
             Self::MapFile => "mapping the file",
             Self::ReadMapping => "reading the mapped file",
             Self::ReadTensor => "reading the tensor",

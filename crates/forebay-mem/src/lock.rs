@@ -1,10 +1,16 @@
 //! Locking mapped pages, exactly, and saying exactly what was refused.
+//!
+//! Locking and bringing in are two things. A range is first locked *on fault* (`mlock2`), which
+//! costs nothing and meets the limits at once, before a byte is read; whoever populates it
+//! afterwards locks it by doing so, in steps that can be cancelled and at the rate of a prefetch.
+//! A plain `mlock` would fault everything in within one call that nobody can stop.
 
 use crate::align::Alignment;
-use crate::mapping::MappedView;
+use crate::mapping::{FileMapping, length};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What locking came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,46 +28,82 @@ pub struct LockReport {
 /// Pages locked in memory until it is dropped.
 #[derive(Debug, Default)]
 pub struct PageLock {
-    locked: Vec<MappedView>,
+    locked: Vec<(Arc<FileMapping>, Range<u64>)>,
+    report: LockReport,
 }
 
 impl PageLock {
-    /// Locks the pages of `views` (one file's or several), page-rounded and merged so that a page
-    /// shared by two tensors counts once; carries on past refusals and reports them.
-    #[must_use]
-    pub fn new(views: &[MappedView]) -> (Self, LockReport) {
-        let mut lock = Self::default();
-        let mut report = LockReport::default();
-        for view in merged(views) {
-            let bytes = view.bytes();
-            report.requested_bytes += bytes;
-            #[allow(clippy::cast_possible_truncation, reason = "bounded by the mapping")]
-            // SAFETY: the view's pages are mapped; locking changes no byte, only residency.
-            let answer = unsafe { libc::mlock(view.address().cast(), bytes as usize) };
-            match Errno::result(answer) {
-                Ok(_) => {
-                    report.locked_bytes += bytes;
-                    lock.locked.push(view);
-                }
-                Err(errno) => {
-                    report.refused_bytes += bytes;
-                    report.errno.get_or_insert(errno);
-                }
+    /// Locks the pages of `range` of the file: those that are there now, the others as they are
+    /// populated. Of a range that a limit cuts, the first part is locked, to the page. `most_bytes`
+    /// is a limit of the caller's. Give each page once: locks do not nest.
+    pub fn lock(&mut self, mapping: &Arc<FileMapping>, range: Range<u64>, most_bytes: u64) {
+        let page = Alignment::page();
+        let start = page.down(range.start);
+        let end = page.up(range.end.min(mapping.bytes())).unwrap_or(range.end);
+        let bytes = end.saturating_sub(start);
+        if range.is_empty() || bytes == 0 {
+            return;
+        }
+        self.report.requested_bytes += bytes;
+        let mut allowed = bytes.min(page.down(most_bytes));
+        let mut errno = (allowed < bytes).then_some(Errno::ENOMEM);
+        if allowed > 0
+            && let Err(refusal) = lock_on_fault(mapping, start, allowed)
+        {
+            errno = Some(refusal);
+            allowed = allowed.min(page.down(lockable_bytes().unwrap_or(0)));
+            if allowed > 0 && lock_on_fault(mapping, start, allowed).is_err() {
+                allowed = 0;
             }
         }
-        (lock, report)
+        if allowed > 0 {
+            self.locked.push((Arc::clone(mapping), start..start + allowed));
+        }
+        self.report.locked_bytes += allowed;
+        self.report.refused_bytes += bytes - allowed;
+        self.report.errno = self.report.errno.or(errno.filter(|_| allowed < bytes));
+    }
+
+    /// What is locked: the mapping and the range, in the order of locking.
+    pub fn locked(&self) -> impl Iterator<Item = (&Arc<FileMapping>, Range<u64>)> {
+        let inside = |(mapping, range): &(Arc<FileMapping>, Range<u64>)| {
+            range.start..range.end.min(mapping.bytes())
+        };
+        self.locked.iter().map(move |locked| (&locked.0, inside(locked)))
+    }
+
+    /// What came of it so far.
+    #[must_use]
+    pub fn report(&self) -> LockReport {
+        self.report
     }
 }
 
 impl Drop for PageLock {
     fn drop(&mut self) {
-        for view in &self.locked {
-            #[allow(clippy::cast_possible_truncation, reason = "bounded by the mapping")]
-            // SAFETY: the same range that was locked; the view kept its mapping alive.
-            unsafe {
-                libc::munlock(view.address().cast(), view.bytes() as usize)
-            };
+        for (mapping, range) in &self.locked {
+            let bytes = length(range.end - range.start);
+            // SAFETY: the same range that was locked; the mapping is held, so it is still there.
+            unsafe { libc::munlock(mapping.address(range.start).cast(), bytes) };
         }
+    }
+}
+
+fn lock_on_fault(mapping: &FileMapping, start: u64, bytes: u64) -> Result<(), Errno> {
+    let address = mapping.address(start);
+    // SAFETY: the pages are the mapping's (its last one is mapped whole, whatever the file's
+    // length); locking changes no byte, only residency.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_mlock2, address, length(bytes), libc::MLOCK_ONFAULT as libc::c_int)
+    };
+    match Errno::result(answer) {
+        // Before Linux 4.4, and in sandboxes that know only the older call: all at once then.
+        Err(Errno::ENOSYS | Errno::EINVAL) => {
+            // SAFETY: as above.
+            let answer = unsafe { libc::mlock(address.cast(), length(bytes)) };
+            Errno::result(answer).map(drop)
+        }
+        answer => answer.map(drop),
     }
 }
 
@@ -72,52 +114,43 @@ pub fn memlock_limit_bytes() -> Option<u64> {
     (soft != nix::libc::RLIM_INFINITY).then_some(soft)
 }
 
-/// The views rounded outward to pages, neighbours in one mapping joined, none twice.
-fn merged(views: &[MappedView]) -> Vec<MappedView> {
-    let page = Alignment::page();
-    let mut sorted: Vec<&MappedView> = views.iter().filter(|view| view.bytes() > 0).collect();
-    sorted.sort_by_key(|view| (view.mapping().address(0) as usize, view.file_offset()));
-    let mut joined: Vec<MappedView> = Vec::new();
-    for view in sorted {
-        let end = view.file_offset() + view.bytes();
-        let start = page.down(view.file_offset());
-        let end = page.up(end).unwrap_or(end).min(view.mapping().bytes());
-        match joined.last_mut() {
-            Some(last) if reaches(last, view, start) => {
-                let range: Range<u64> =
-                    last.file_offset()..end.max(last.file_offset() + last.bytes());
-                *last = view.mapping().view(range).expect("inside the mapping, as both parts are");
-            }
-            _ => joined.extend(view.mapping().view(start..end)),
-        }
-    }
-    joined
-}
-
-/// Whether `last` touches or overlaps a range of `view`'s mapping that begins at `start`.
-fn reaches(last: &MappedView, view: &MappedView, start: u64) -> bool {
-    std::sync::Arc::ptr_eq(last.mapping(), view.mapping())
-        && last.file_offset() + last.bytes() >= start
+/// How much more the limit lets this process lock; `None` when unlimited or unknown.
+fn lockable_bytes() -> Option<u64> {
+    let limit = memlock_limit_bytes()?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
+    let locked_kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(limit.saturating_sub(locked_kib << 10))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::FileMapping;
-    use std::sync::Arc;
 
-    #[test]
-    fn a_page_shared_by_two_tensors_is_asked_for_once() {
+    fn mapping(bytes: u64) -> Arc<FileMapping> {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 16).unwrap();
-        let mapping = Arc::new(FileMapping::new(&file, 1 << 16).unwrap());
-        let views: Vec<_> = [0..100, 100..5000, 4096..4097, 20_000..20_001, 30_000..30_000]
-            .into_iter()
-            .map(|range| mapping.view(range).unwrap())
-            .collect();
-        let (lock, report) = PageLock::new(&views);
-        assert_eq!(report.requested_bytes, 8192 + 4096);
+        file.set_len(bytes).unwrap();
+        Arc::new(FileMapping::new(&file, bytes).unwrap())
+    }
+
+    /// One test for both, since what is locked is counted for the whole process.
+    #[test]
+    fn whole_pages_are_locked_and_the_callers_limit_cuts_to_the_page_and_dropping_unlocks() {
+        let before = lockable_bytes();
+        let mapping = mapping((1 << 16) + 5);
+        let mut lock = PageLock::default();
+        lock.lock(&mapping, 100..4097, u64::MAX);
+        lock.lock(&mapping, 65_536..65_541, u64::MAX);
+        assert_eq!(lock.report().requested_bytes, 8192 + 4096);
+        lock.lock(&mapping, 16_384..40_960, 9000);
+        let report = lock.report();
+        assert_eq!(report.requested_bytes, 8192 + 4096 + 24_576);
         assert_eq!(report.locked_bytes + report.refused_bytes, report.requested_bytes);
+        assert_eq!((report.locked_bytes, report.errno), (8192 + 4096 + 8192, Some(Errno::ENOMEM)));
+        if let Some(before) = before {
+            assert_eq!(lockable_bytes(), Some(before - report.locked_bytes));
+        }
         drop(lock);
+        assert_eq!(lockable_bytes(), before);
     }
 }

@@ -4,7 +4,6 @@
 //! is a signal (`SIGBUS`) that kills the process. So the mapping gives out addresses, and copies
 //! are made by the kernel ([`FileMapping::read_into`]), which answers `EFAULT` instead.
 
-use crate::align::Alignment;
 use crate::error::{MemoryError, Operation};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -19,7 +18,7 @@ use std::sync::Arc;
 /// A whole file, mapped shared and read-only. Pages come when touched.
 #[derive(Debug)]
 pub struct FileMapping {
-    map: MmapRaw,
+    pub(crate) map: MmapRaw,
     /// For machines whose seccomp filter forbids `process_vm_readv`.
     file: File,
 }
@@ -81,26 +80,6 @@ impl FileMapping {
         Ok(())
     }
 
-    /// Gives back the whole pages inside `range`: they leave this process, not the page cache,
-    /// and come again if touched. Returns the bytes given back.
-    ///
-    /// # Errors
-    /// `EINVAL` for locked pages, which stay.
-    pub fn reclaim(&self, range: Range<u64>) -> Result<u64, MemoryError> {
-        let inside = Alignment::page().inward(range.start..range.end.min(self.bytes()));
-        let bytes = inside.end - inside.start;
-        if bytes == 0 {
-            return Ok(0);
-        }
-        // SAFETY: the pages are clean, file-backed and read-only: dropping them from the page
-        // table changes no byte that anyone can read through the mapping.
-        let answer = unsafe {
-            libc::madvise(self.address(inside.start).cast(), length(bytes), libc::MADV_DONTNEED)
-        };
-        let refuse = |errno| MemoryError::new(Operation::Reclaim, inside.start, bytes, errno);
-        Errno::result(answer).map(|_| bytes).map_err(refuse)
-    }
-
     /// The address of the byte at `offset`.
     ///
     /// # Panics
@@ -122,7 +101,7 @@ impl FileMapping {
 
 /// Bytes inside a mapping are fewer than the address space: the mapping exists.
 #[allow(clippy::cast_possible_truncation, reason = "bounded by the mapping's length")]
-fn length(bytes: u64) -> usize {
+pub(crate) fn length(bytes: u64) -> usize {
     bytes as usize
 }
 
@@ -171,6 +150,43 @@ impl MappedView {
         unsafe { std::slice::from_raw_parts(self.address(), length(self.bytes())) }
     }
 
+    /// Brings the view's pages in and waits for them: touching them afterwards waits for no
+    /// storage. Never a signal.
+    ///
+    /// # Errors
+    /// As [`FileMapping::read_into`].
+    pub fn bring_in(&self) -> Result<(), MemoryError> {
+        const PIECE_BYTES: u64 = 128 << 10;
+        if self.mapping.populate(self.range.clone()).is_ok() {
+            return Ok(());
+        }
+        // Old kernels can't populate, and a fault has no cause: copying out serves both.
+        let mut piece = vec![0; length(PIECE_BYTES.min(self.bytes()))];
+        let mut offset = 0;
+        while offset < self.bytes() {
+            let bytes = PIECE_BYTES.min(self.bytes() - offset);
+            self.read_into(offset, &mut piece[..length(bytes)])?;
+            offset += bytes;
+        }
+        Ok(())
+    }
+
+    /// How many of its bytes are in memory; see [`FileMapping::resident_bytes`].
+    ///
+    /// # Errors
+    /// What `mincore` answers.
+    pub fn resident_bytes(&self) -> Result<u64, MemoryError> {
+        self.mapping.resident_bytes(self.range.clone())
+    }
+
+    /// Gives back the whole pages inside; see [`FileMapping::reclaim`].
+    ///
+    /// # Errors
+    /// `EINVAL` for locked pages, which stay.
+    pub fn reclaim(&self) -> Result<u64, MemoryError> {
+        self.mapping.reclaim(self.range.clone())
+    }
+
     /// Copies `buffer.len()` bytes from `offset` (within the view) on; never a signal.
     ///
     /// # Errors
@@ -216,17 +232,5 @@ mod tests {
         let error = mapping.read_into(0, &mut buffer).unwrap_err();
         assert_eq!(error.errno, Errno::EFAULT);
         mapping.read_into(0, &mut buffer[..8192]).unwrap();
-    }
-
-    #[test]
-    fn reclaimed_pages_come_again() {
-        let contents = vec![9; 1 << 20];
-        let (_file, mapping) = mapped(&contents);
-        let mut buffer = vec![0; 1 << 20];
-        mapping.read_into(0, &mut buffer).unwrap();
-        assert_eq!(mapping.reclaim(1..(1 << 20)).unwrap(), (1 << 20) - 4096);
-        buffer.fill(0);
-        mapping.read_into(0, &mut buffer).unwrap();
-        assert_eq!(buffer, contents);
     }
 }

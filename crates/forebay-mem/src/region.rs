@@ -2,6 +2,7 @@
 
 use crate::align::{HUGE_PAGE_BYTES, page_bytes};
 use crate::error::{MemoryError, Operation};
+use crate::populate::Populated;
 use nix::errno::Errno;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -20,6 +21,7 @@ const MADV_POPULATE_WRITE: libc::c_int = 23;
 pub struct Region {
     start: NonNull<u8>,
     bytes: usize,
+    populated: Populated,
 }
 
 // SAFETY: a region is an address range that the process owns until `drop`; no thread is special to
@@ -61,7 +63,7 @@ impl Region {
         // SAFETY: `skip + length <= reserved`, so the address lies inside the mapping just made.
         let start = unsafe { base.add(skip) };
         let start = NonNull::new(start).ok_or(refuse(Errno::ENOMEM))?;
-        let region = Self { start, bytes: length };
+        let region = Self { start, bytes: length, populated: Populated::new(length) };
         // A kernel without transparent huge pages answers EINVAL: base pages serve as well.
         let _ = region.advise(0..length, libc::MADV_HUGEPAGE);
         Ok(region)
@@ -100,6 +102,18 @@ impl Region {
             let bytes = range.end.saturating_sub(range.start) as u64;
             MemoryError::new(Operation::Populate, range.start as u64, bytes, errno)
         })
+    }
+
+    /// Populates the next few MiB that nobody has claimed, in order; `false` when there are none
+    /// left. Meant for threads that have nothing better to do; several share the work.
+    pub fn populate_next(&self) -> bool {
+        self.populated.populate_next(|range| self.populate(range).is_ok())
+    }
+
+    /// Makes sure that `range` has its pages, helping with those before it rather than faulting in
+    /// what another thread is populating at that moment. Only a matter of speed.
+    pub fn ensure_populated(&self, range: &Range<usize>) {
+        self.populated.ensure(range, |range| self.populate(range).is_ok());
     }
 
     fn advise(&self, range: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {

@@ -11,6 +11,7 @@
 //! they keep the token until the completion has been reaped ("drain before drop").
 
 use crate::error::MemoryError;
+use crate::place::Place;
 use crate::region::Region;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -78,6 +79,7 @@ impl Slab {
                 slab: Some(Arc::clone(&slab)),
                 index,
                 bytes: 0,
+                place: None,
                 state: PhantomData,
             })
             .collect();
@@ -126,6 +128,8 @@ pub struct Slot<State> {
     slab: Option<Arc<Slab>>,
     index: usize,
     bytes: usize,
+    /// Where its bytes go instead of into the slab.
+    place: Option<Place>,
     state: PhantomData<State>,
 }
 
@@ -140,13 +144,31 @@ impl<State> Slot<State> {
         self.slab.as_ref().expect("a slot that moved on is not used again: `advance` consumes it")
     }
 
+    /// Whether its bytes are where they belong already, so that there is nothing to copy.
+    #[must_use]
+    pub fn is_aimed(&self) -> bool {
+        self.place.is_some()
+    }
+
     fn start(&self) -> *mut u8 {
-        self.slab().region.at(self.index * self.slab().slot_bytes)
+        match &self.place {
+            Some(place) => place.start(),
+            None => self.slab().region.at(self.index * self.slab().slot_bytes),
+        }
     }
 
     fn advance<Next>(mut self, state: u8, bytes: usize) -> Slot<Next> {
         self.slab().states[self.index].store(state, Ordering::Release);
-        Slot { slab: self.slab.take(), index: self.index, bytes, state: PhantomData }
+        let (slab, place) = (self.slab.take(), self.place.take());
+        Slot { slab, index: self.index, bytes, place, state: PhantomData }
+    }
+}
+
+impl<State> Slot<State> {
+    /// The place's right ends before anybody can take the slot again.
+    fn free(mut self) -> Slot<Free> {
+        drop(self.place.take());
+        self.advance(STATE_FREE, 0)
     }
 }
 
@@ -170,6 +192,14 @@ impl Slot<Free> {
 }
 
 impl Slot<Filling> {
+    /// Lends the token to `place`: until the slot is released, its bytes are the place's, and the
+    /// slab's stand idle.
+    #[must_use]
+    pub fn aim(mut self, place: Place) -> Self {
+        self.place = Some(place);
+        self
+    }
+
     /// Where to write: valid for [`Slot::capacity`] bytes as long as this token lives.
     /// Whoever gives the address to the kernel keeps the token until the kernel is done.
     #[must_use]
@@ -177,16 +207,19 @@ impl Slot<Filling> {
         self.start()
     }
 
-    /// The size of the slot in bytes.
+    /// How many bytes it takes.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.slab().slot_bytes
+        self.place.as_ref().map_or(self.slab().slot_bytes, Place::bytes)
     }
 
     /// Gives the slot its pages, once in the life of the slab: for direct reads into memory that
     /// is not registered. Some filesystems (btrfs) can't fault pages in during a direct read and
     /// would silently go through the page cache instead.
     pub fn populate(&self) {
+        if let Some(place) = &self.place {
+            return place.populate();
+        }
         let slab = self.slab();
         if !slab.populated[self.index].swap(true, Ordering::Relaxed) {
             let start = self.index * slab.slot_bytes;
@@ -197,8 +230,9 @@ impl Slot<Filling> {
 
     /// The whole slot, for an engine that fills it by copying.
     pub fn buffer(&mut self) -> &mut [u8] {
-        // SAFETY: the token is borrowed uniquely, the slot's bytes belong to the token, they are
-        // initialised (the kernel zeroes anonymous memory) and live as long as the slab it holds.
+        // SAFETY: the token is borrowed uniquely, the bytes of the slot (or of the place it is
+        // aimed at) belong to the token, they are initialised (the kernel zeroes anonymous memory)
+        // and live as long as the slab or the region that it holds.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.capacity()) }
     }
 
@@ -215,7 +249,7 @@ impl Slot<Filling> {
     /// Nothing was read into it after all.
     #[must_use]
     pub fn abandon(self) -> Slot<Free> {
-        self.advance(STATE_FREE, 0)
+        self.free()
     }
 
     /// Gives the memory up for the life of the process: for a transfer whose end can't be awaited.
@@ -224,6 +258,7 @@ impl Slot<Filling> {
             slab.states[self.index].store(STATE_DROPPED, Ordering::Release);
             std::mem::forget(slab);
         }
+        std::mem::forget(self.place.take());
     }
 }
 
@@ -248,7 +283,7 @@ impl Slot<Draining> {
     /// All copies out of it have completed.
     #[must_use]
     pub fn release(self) -> Slot<Free> {
-        self.advance(STATE_FREE, 0)
+        self.free()
     }
 }
 
@@ -266,6 +301,27 @@ mod tests {
         assert_eq!(draining.bytes(), b"abc");
         free.push(draining.release());
         assert_eq!(slab.census(), SlotCensus { free: 3, ..SlotCensus::default() });
+    }
+
+    #[test]
+    fn an_aimed_slot_fills_its_place_and_gives_it_back() {
+        let region = Arc::new(crate::Region::new(8192).unwrap());
+        let (_slab, mut free) = Slab::new(4096, 1).unwrap();
+        // SAFETY: this test owns the region and looks at it only after the place is returned.
+        let (place, watch) = unsafe { Place::new(&region, 4096..4106) };
+        let mut filling = free.pop().unwrap().fill().aim(place);
+        assert_eq!((filling.capacity(), filling.is_aimed()), (10, true));
+        assert_eq!(filling.address(), region.at(4096));
+        filling.populate();
+        filling.buffer().copy_from_slice(b"0123456789");
+        let draining = filling.filled(10).drain();
+        assert_eq!(draining.bytes(), b"0123456789");
+        assert!(!watch.is_returned());
+        let free = draining.release();
+        assert!(watch.is_returned() && !free.is_aimed());
+        assert_eq!(free.fill().capacity(), 4096);
+        // SAFETY: the place is returned; the byte is initialised.
+        assert_eq!(unsafe { region.at(4105).read() }, b'9');
     }
 
     #[test]
