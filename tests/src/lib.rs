@@ -13,5 +13,5 @@ mod scratch;
 pub mod seccomp;
 
 pub use fault::{Answer, Rule, Script};
-pub use load::{Landed, Load, cut};
+pub use load::{Landed, Load, Places, cut};
 pub use scratch::{Scratch, pattern};

@@ -5,7 +5,10 @@ use forebay_io::{
     Access, Cancel, Fallback, Fault, Filled, ModelFile, Performer, ReadJob, ReadOutcome, ReadSpec,
     Schedule, Step, StepAt,
 };
-use forebay_mem::{Alignment, Draining, FileMapping, Free, Slab, Slot, SlotCensus, page_bytes};
+use forebay_mem::{
+    Alignment, Draining, FileMapping, Free, Place, PlaceWatch, Region, Slab, Slot, SlotCensus,
+    page_bytes,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -15,6 +18,8 @@ pub struct Load {
     pub files: Arc<[ModelFile]>,
     /// What.
     pub reads: Vec<ReadSpec>,
+    /// Whether each read lands in memory of its own rather than in a slot.
+    pub in_place: bool,
     /// The size of a slot.
     pub slot_bytes: usize,
     /// How many slots.
@@ -47,7 +52,12 @@ pub struct Landed {
     pub slab: Arc<Slab>,
     /// The slots that came back.
     pub free: Vec<Slot<Free>>,
+    /// Where reads that go into place went, and whether each has let go of it.
+    pub places: Option<Places>,
 }
+
+/// Memory that reads went to, slot after slot, and whether each has let go of it.
+pub type Places = (Arc<Region>, Vec<PlaceWatch>);
 
 impl Load {
     /// A load of `reads` by `performer`, with nothing in its way.
@@ -61,6 +71,7 @@ impl Load {
         Self {
             files,
             reads,
+            in_place: false,
             slot_bytes: usize::try_from(slot_bytes).expect("a read fits into memory"),
             slots: 6,
             queue_depth: 4,
@@ -105,7 +116,9 @@ impl Load {
             free_sender.send(token).expect("room for every slot");
         }
         let (keeps, leaves_after) = (self.uploader_keeps, self.uploader_leaves_after);
-        let job = self.into_job(&slab, free.clone(), full_sender);
+        let (places, watched) = self.in_place.then(|| self.places()).unzip();
+        let mut job = self.into_job(&slab, free.clone(), full_sender);
+        job.places = places.unwrap_or_default();
         let (outcome, reads) = std::thread::scope(|scope| {
             let leaves_after = leaves_after.unwrap_or(usize::MAX);
             let uploader = scope.spawn(move || upload(full, free_sender, keeps, leaves_after));
@@ -113,9 +126,25 @@ impl Load {
             (outcome, uploader.join().expect("the uploader does not panic"))
         });
         let free: Vec<_> = free.try_iter().collect();
-        let landed = Landed { reads, outcome, slab, free };
+        let landed = Landed { reads, outcome, slab, free, places: watched };
         landed.check_slots();
         landed
+    }
+
+    /// A place for each read, one behind the other in one region, in slots of the same size.
+    fn places(&self) -> (Vec<Option<Place>>, Places) {
+        let bytes = self.slot_bytes * self.reads.len();
+        let region = Arc::new(Region::new(bytes).expect("memory for the places"));
+        let place = |(index, read): (usize, &ReadSpec)| {
+            let start = index * self.slot_bytes;
+            let end = start + read.bytes as usize;
+            // SAFETY: the places lie one behind the other, and nobody looks at the region before
+            // the load has ended.
+            let (place, watch) = unsafe { Place::new(&region, start..end) };
+            (Some(place), watch)
+        };
+        let (places, watches) = self.reads.iter().enumerate().map(place).unzip();
+        (places, (region, watches))
     }
 
     fn into_job(
@@ -145,6 +174,7 @@ impl Load {
             files: self.files,
             mappings,
             schedule,
+            places: Vec::new(),
             slab: Arc::clone(slab),
             free,
             full,
@@ -227,6 +257,9 @@ impl Landed {
         let expected = SlotCensus { free: self.free.len(), dropped, ..SlotCensus::default() };
         assert_eq!(census, expected, "a slot is in use after the end, or its token is lost");
         assert_eq!(self.free.len() + dropped, self.slab.slots());
+        let returned =
+            |(_, watches): &(_, Vec<PlaceWatch>)| watches.iter().all(PlaceWatch::is_returned);
+        assert!(self.places.as_ref().is_none_or(returned), "a place is in use after the end");
     }
 
     /// Writes `value` over the last page of every slot. Nobody but a kernel that was not waited
@@ -253,8 +286,11 @@ impl Landed {
 
     fn last_pages(&self) -> impl DoubleEndedIterator<Item = *mut u8> {
         let slot_bytes = self.slab.slot_bytes();
-        let end = move |slot: usize| (slot + 1) * slot_bytes;
-        (0..self.slab.slots()).map(move |slot| self.slab.region().at(end(slot) - page_bytes()))
+        let (region, slots) = match &self.places {
+            Some((region, watches)) => (&**region, watches.len()),
+            None => (self.slab.region(), self.slab.slots()),
+        };
+        (1..=slots).map(move |slot| region.at(slot * slot_bytes - page_bytes()))
     }
 }
 

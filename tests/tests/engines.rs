@@ -9,13 +9,19 @@ mod cases;
 use cases::Mount;
 use forebay_io::{Access, Performer};
 
+#[allow(non_upper_case_globals, reason = "words of the table below")]
+const by_slot: bool = false;
+#[allow(non_upper_case_globals, reason = "words of the table below")]
+const in_place: bool = true;
+
 /// Mounts the listed cases on each engine.
 macro_rules! mount {
-    ($($module:ident: $performer:ident, $access:ident;)*) => {
+    ($($module:ident: $performer:ident, $access:ident, $place:ident;)*) => {
         $(mod $module {
             const MOUNT: crate::Mount = crate::Mount {
                 performer: crate::Performer::$performer,
                 access: crate::Access::$access,
+                in_place: crate::$place,
             };
             every_case! {}
         })*
@@ -48,11 +54,15 @@ macro_rules! every_case {
 }
 
 mount! {
-    uring_direct: Uring, Direct;
-    uring_dontcache: Uring, DontCache;
-    uring_buffered: Uring, Buffered;
-    threads_direct: Threads, Direct;
-    threads_dontcache: Threads, DontCache;
-    threads_buffered: Threads, Buffered;
-    threads_mapped: Threads, Mapped;
+    uring_direct: Uring, Direct, by_slot;
+    uring_dontcache: Uring, DontCache, by_slot;
+    uring_buffered: Uring, Buffered, by_slot;
+    uring_direct_in_place: Uring, Direct, in_place;
+    uring_buffered_in_place: Uring, Buffered, in_place;
+    threads_direct: Threads, Direct, by_slot;
+    threads_dontcache: Threads, DontCache, by_slot;
+    threads_buffered: Threads, Buffered, by_slot;
+    threads_mapped: Threads, Mapped, by_slot;
+    threads_direct_in_place: Threads, Direct, in_place;
+    threads_buffered_in_place: Threads, Buffered, in_place;
 }

@@ -4,7 +4,8 @@ use crate::{output, size};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use forebay::{
-    DeviceChoice, EngineChoice, GpuLayers, LoadMode, ModeSpec, Options, PlaceRule, Reclaim,
+    DeviceChoice, EngineChoice, GpuLayers, LoadMode, ModeSpec, NumaPolicy, Options, PlaceRule,
+    Prefetch, Reclaim, Repack,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -236,16 +237,15 @@ pub(crate) struct PolicyArguments {
     /// Give back mapped pages whose bytes were copied elsewhere: auto, on or off
     #[arg(long, default_value = "auto", value_parser = parse::<Reclaim>)]
     reclaim: Reclaim,
-    /// Populate mapped tensors ahead of use: auto or off, which are the same in this version
-    #[arg(long, default_value = "auto")]
+    /// Bring mapped tensors into memory ahead of use: auto (if they fit), on or off
+    #[arg(long, default_value = "auto", value_parser = parse::<Prefetch>)]
     prefetch: Prefetch,
-}
-
-/// Mapped tensors come as they are touched; the flag is there for scripts that say so.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Prefetch {
-    Auto,
-    Off,
+    /// Interleave Q4_0 and Q8_0 weights of cpu and host for matrix products: on or off
+    #[arg(long, default_value = "off", value_parser = parse::<Repack>)]
+    repack: Repack,
+    /// On which NUMA nodes memory is placed: off, node, node:N or interleave
+    #[arg(long, default_value = "off", value_parser = parse::<NumaPolicy>)]
+    numa: NumaPolicy,
 }
 
 /// A size, or `None` for `auto`.
@@ -280,6 +280,9 @@ impl PolicyArguments {
         options.queue_depth = self.queue_depth.and_then(|depth| depth.0);
         options.staging_bytes = self.staging.and_then(|staging| staging.0);
         options.reclaim = self.reclaim;
+        options.prefetch = self.prefetch;
+        options.repack = self.repack;
+        options.numa = self.numa;
         options
     }
 

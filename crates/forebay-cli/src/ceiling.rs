@@ -72,6 +72,7 @@ pub(crate) fn measure(paths: &[PathBuf], shape: Shape) -> Result<f64, Failure> {
         mappings: vec![None; files.len()],
         files: files.into(),
         schedule,
+        places: Vec::new(),
         slab,
         free,
         full,

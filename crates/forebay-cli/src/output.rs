@@ -101,6 +101,28 @@ pub(crate) fn report(report: &LoadReport) -> Result<(), Failure> {
         crate::size::show(memory.staging_bytes),
         crate::size::show(memory.peak_rss_bytes)
     ))?;
+    if memory.prefetched_bytes > 0 {
+        line(&format!(
+            "prefetched {} at {:.2} GiB/s, {} resident",
+            crate::size::show(memory.prefetched_bytes),
+            report.prefetch.gib_per_s,
+            crate::size::show(memory.resident_bytes)
+        ))?;
+    }
+    let told = [
+        ("read into place", memory.in_place_bytes),
+        ("repacked", memory.repacked_bytes),
+        ("given back", memory.reclaimed_bytes),
+    ];
+    let told: Vec<String> = (told.iter().filter(|(_, bytes)| *bytes > 0))
+        .map(|(what, bytes)| format!("{what} {}", crate::size::show(*bytes)))
+        .collect();
+    if !told.is_empty() {
+        line(&told.join(", "))?;
+    }
+    for placed in &memory.numa {
+        line(&format!("numa: {placed}"))?;
+    }
     if memory.locked_bytes + memory.lock_refused_bytes > 0 {
         line(&format!(
             "locked {}, refused {}{}",

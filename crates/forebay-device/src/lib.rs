@@ -7,11 +7,12 @@
 //! [`HostUploader`] is the stand-in device: ordinary memory in huge pages, reached by the very
 //! path that a GPU is. Nothing here knows files, formats or policies.
 
+mod arena;
 mod error;
 mod host;
-mod populate;
 mod uploader;
 
+pub use arena::{ArenaLayout, Arrange, HostArena, HostWriter};
 pub use error::DeviceError;
-pub use host::{HostArena, HostUploader, HostWriter};
+pub use host::HostUploader;
 pub use uploader::{Segment, Uploader};

@@ -1,7 +1,7 @@
 //! A model file, opened and understood.
 
 use crate::cache::{cached_bytes, drop_cached};
-use crate::probe::{DirectAlignment, direct_alignment};
+use crate::probe::{DirectAlignment, Readahead, direct_alignment};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use std::fs::{File, OpenOptions};
@@ -70,6 +70,7 @@ pub struct ModelFile {
     identity: FileIdentity,
     buffered: File,
     direct: Result<(File, DirectAlignment), Errno>,
+    readahead: Readahead,
 }
 
 impl ModelFile {
@@ -108,7 +109,8 @@ impl ModelFile {
             }
             other => other,
         };
-        Ok(Self { path: path.to_owned(), identity, buffered, direct })
+        let readahead = Readahead::of(device);
+        Ok(Self { path: path.to_owned(), identity, buffered, direct, readahead })
     }
 
     /// The path it was opened by.
@@ -142,6 +144,12 @@ impl ModelFile {
     /// that it takes none.
     pub fn direct(&self) -> Result<(&File, DirectAlignment), Errno> {
         self.direct.as_ref().map(|(file, alignment)| (file, *alignment)).map_err(|errno| *errno)
+    }
+
+    /// How the kernel reads it ahead.
+    #[must_use]
+    pub fn readahead(&self) -> Readahead {
+        self.readahead
     }
 
     /// Reads up to `bytes` bytes of the file's start, through the page cache: its header. What the

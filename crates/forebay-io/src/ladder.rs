@@ -91,6 +91,8 @@ pub enum Rung {
     PlainBuffers,
     RegisteredFiles,
     PlainFiles,
+    Populate,
+    Touch,
 }
 
 impl Rung {
@@ -104,6 +106,8 @@ impl Rung {
             Self::PlainBuffers => "plain buffers",
             Self::RegisteredFiles => "registered files",
             Self::PlainFiles => "plain files",
+            Self::Populate => "populate",
+            Self::Touch => "touch",
         }
     }
 }

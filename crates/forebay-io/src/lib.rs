@@ -8,7 +8,8 @@
 //! the page cache holds). [`Schedule`] decides, without a system call, which bytes are asked for
 //! next and what a completion means: short reads, refusals, the ladder. The engines perform its
 //! operations ([`Performer::Uring`], [`Performer::Threads`]) and decide nothing.
-//! [`ReadJob::run`] ties them together on the thread that calls it.
+//! [`ReadJob::run`] ties them together on the thread that calls it. Tensors that stay in a mapping
+//! are no reads: [`PrefetchJob`] brings their pages in.
 //!
 //! Nothing here knows tensors, devices or policies.
 
@@ -19,6 +20,7 @@ mod failure;
 mod fault;
 mod file;
 mod ladder;
+mod prefetch;
 mod probe;
 mod schedule;
 
@@ -31,5 +33,6 @@ pub use fault::Fault;
 pub use file::{FileIdentity, ModelFile, OpenError, OpenErrorKind};
 pub use ladder::{Access, Fallback, Performer, Rung, Step, StepAt};
 pub use nix::errno::Errno;
-pub use probe::{AlignmentSource, DirectAlignment};
+pub use prefetch::{MappedRange, PrefetchJob, PrefetchOutcome};
+pub use probe::{AlignmentSource, DirectAlignment, Readahead};
 pub use schedule::{ByAccess, Completion, Op, ReadSpec, Schedule};

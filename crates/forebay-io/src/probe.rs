@@ -72,16 +72,50 @@ fn statx_dioalign(file: &File) -> Option<(u32, u32)> {
         .then_some((answer.stx_dio_mem_align, answer.stx_dio_offset_align))
 }
 
-/// The logical block size of a block device, by its `st_dev` number, from sysfs. A partition has
-/// no queue of its own: its disk's counts.
+/// The logical block size of the device under a file.
 fn logical_block_bytes(device: u64) -> Option<u64> {
+    queue_number(device, "logical_block_size")
+}
+
+/// How the kernel reads a file ahead of those who read or touch it in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readahead {
+    /// How far; `None` where sysfs does not say.
+    pub window_bytes: Option<u64>,
+    /// The most that one request for pages (`WILLNEED`) starts; the rest of a larger one is
+    /// dropped.
+    pub request_bytes: u64,
+}
+
+impl Readahead {
+    /// What is assumed where nothing is known, and the kernel's default.
+    const REQUEST_BYTES: u64 = 128 << 10;
+
+    /// Asks sysfs about the disk under device `device` (as in `st_dev`).
+    pub(crate) fn of(device: u64) -> Self {
+        let bytes = |name| queue_number(device, name).map(|kib| kib << 10);
+        let window_bytes = bytes("read_ahead_kb");
+        let request_bytes = window_bytes.max(bytes("max_sectors_kb")).unwrap_or(0);
+        Self { window_bytes, request_bytes: request_bytes.max(Self::REQUEST_BYTES) }
+    }
+
+    /// Whether it alone keeps a disk busy.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.window_bytes >= Some(1 << 20)
+    }
+}
+
+/// A number from the request queue of a block device, by its `st_dev` number, from sysfs. A
+/// partition has no queue of its own: its disk's counts.
+fn queue_number(device: u64, name: &str) -> Option<u64> {
     let (major, minor) = (libc::major(device), libc::minor(device));
     if major == 0 {
         return None;
     }
     let node = format!("/sys/dev/block/{major}:{minor}");
     ["queue", "../queue"].iter().find_map(|queue| {
-        let text = std::fs::read_to_string(format!("{node}/{queue}/logical_block_size")).ok()?;
+        let text = std::fs::read_to_string(format!("{node}/{queue}/{name}")).ok()?;
         text.trim().parse().ok()
     })
 }

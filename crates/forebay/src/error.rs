@@ -97,6 +97,8 @@ pub enum Error {
         refused_bytes: u64,
         /// RLIMIT_MEMLOCK, where there is one.
         limit_bytes: Option<u64>,
+        /// What the cgroup has left, where that is what they don't fit in.
+        cgroup_bytes: Option<u64>,
         /// What the system answered.
         errno: Errno,
     },
@@ -149,8 +151,8 @@ impl Error {
             Self::Changed { .. } => {
                 "load it again once nobody writes to it (a download still running?)".to_owned()
             }
-            Self::LockRefused { requested_bytes, limit_bytes, .. } => {
-                lock_remedy(*requested_bytes, *limit_bytes)
+            Self::LockRefused { requested_bytes, limit_bytes, cgroup_bytes, .. } => {
+                lock_remedy(*requested_bytes, *limit_bytes, *cgroup_bytes)
             }
             Self::Memory { source, .. } => return memory_remedy(source.operation),
             Self::Device(DeviceError::OutOfMemory { .. }) => {
@@ -217,13 +219,21 @@ fn memory_remedy(operation: Operation) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn lock_remedy(requested_bytes: u64, limit_bytes: Option<u64>) -> String {
+fn lock_remedy(
+    requested_bytes: u64,
+    limit_bytes: Option<u64>,
+    cgroup_bytes: Option<u64>,
+) -> String {
     let need_kib = requested_bytes.div_ceil(1024);
-    match limit_bytes {
-        Some(limit) => format!(
+    match (cgroup_bytes, limit_bytes) {
+        (Some(left), _) => format!(
+            "the cgroup has {left} bytes left and {requested_bytes} are needed: raise its \
+             memory.max (docker run --memory, MemoryMax= of the service), or use --load-mode mlock"
+        ),
+        (None, Some(limit)) => format!(
             "the limit is {limit} bytes and {requested_bytes} are needed: ulimit -l {need_kib} \
              (as root, or LimitMEMLOCK= of the service), or use --load-mode mlock"
         ),
-        None => "free memory, or use --load-mode mlock".to_owned(),
+        (None, None) => "free memory, or use --load-mode mlock".to_owned(),
     }
 }

@@ -36,16 +36,19 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod compute;
 mod digest;
 mod error;
 mod loaded;
 mod loader;
 mod mode;
 mod model;
+mod numa;
 mod pipeline;
 mod plan;
 mod policy;
 mod report;
+mod resident;
 mod source;
 
 pub use backend::{Backend, DeviceChoice};
@@ -54,14 +57,15 @@ pub use error::{Error, ReadContext};
 pub use forebay_device::DeviceError;
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
+pub use forebay_mem::numa::NumaPolicy;
 pub use forebay_mem::{MappedView, MemoryError};
 pub use loaded::{Loaded, Tensor};
-pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Reclaim};
+pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Prefetch, Reclaim, Repack};
 pub use mode::{LoadMode, ModeSpec};
 pub use model::Model;
 pub use pipeline::{Load, Progress};
 pub use plan::{BackendPlan, FilePlan, Plan};
 pub use report::{
     BackendReport, FallbackReport, FileReport, LoadReport, MemoryReport, ModelSummary, PlanReport,
-    PlannedFile, ReadReport, StallReport, TimeReport, UploadReport,
+    PlannedFile, PrefetchReport, ReadReport, StallReport, TimeReport, UploadReport,
 };

@@ -1,9 +1,11 @@
 //! Tensors that have landed.
 
 use crate::backend::Backend;
+use crate::compute::Interleaved;
 use crate::digest;
 use crate::error::Error;
 use crate::report::LoadReport;
+use crate::resident::Resident;
 use forebay_device::HostArena;
 use forebay_format::{Catalog, Dtype};
 use forebay_mem::{MappedView, MemoryError, Operation, PageLock};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 /// Where the bytes of a tensor are.
 #[derive(Debug)]
 pub(crate) enum TensorMemory {
-    Arena { arena: Arc<HostArena>, tensor: usize },
+    Arena { arena: Arc<HostArena>, tensor: usize, interleaved: Option<Interleaved> },
     Mapped(MappedView),
     Empty,
 }
@@ -22,23 +24,19 @@ pub(crate) enum TensorMemory {
 /// All tensors of a load, landed or not.
 #[derive(Debug)]
 pub(crate) struct Tensors {
-    catalog: Arc<Catalog>,
-    memory: Vec<TensorMemory>,
-    backends: Vec<Backend>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) memory: Vec<TensorMemory>,
+    pub(crate) backends: Vec<Backend>,
+    /// How far the mapped ones have come.
+    pub(crate) resident: Resident,
+    /// Whether mapped pages are given back once they have been converted.
+    #[expect(dead_code, reason = "read by the conversions that come with the next change")]
+    pub(crate) reclaim: bool,
     /// Held for its drop: pages stay locked as long as any tensor of the load is held.
-    _lock: PageLock,
+    pub(crate) _lock: PageLock,
 }
 
 impl Tensors {
-    pub(crate) fn from_parts(
-        catalog: Arc<Catalog>,
-        memory: Vec<TensorMemory>,
-        backends: Vec<Backend>,
-        lock: PageLock,
-    ) -> Self {
-        Self { catalog, memory, backends, _lock: lock }
-    }
-
     pub(crate) fn get(self: &Arc<Self>, index: usize) -> Tensor {
         Tensor { tensors: Arc::clone(self), index }
     }
@@ -86,17 +84,63 @@ impl Tensor {
         self.tensors.backends[self.index]
     }
 
-    /// The bytes, if they are in memory of ours: on `host`, and on `cpu` in the modes `none` and
-    /// `dio`. `None` for tensors that stay in a mapping: see [`Tensor::mapped`].
+    /// The bytes, if they are in memory of ours and as the file has them: on `host`, and on `cpu`
+    /// in the modes `none` and `dio`. `None` for tensors that stay in a mapping
+    /// ([`Tensor::mapped`]) and for those that were repacked ([`Tensor::is_repacked`]).
     ///
     /// # Alignment
-    /// The first byte lies at a multiple of 256.
+    /// On `host` the first byte lies at a multiple of 256. On `cpu`, memory is laid out as the file
+    /// is, so that direct reads land in place: at a multiple of an element (of 8 for block types),
+    /// and of what the file aligns its tensors to, up to a page.
     #[must_use]
     pub fn as_slice(&self) -> Option<&[u8]> {
         match &self.tensors.memory[self.index] {
-            TensorMemory::Arena { arena, tensor } => arena.tensor(*tensor),
+            TensorMemory::Arena { arena, tensor, interleaved: None } => arena.tensor(*tensor),
             TensorMemory::Empty => Some(&[]),
-            TensorMemory::Mapped(_) => None,
+            TensorMemory::Arena { .. } | TensorMemory::Mapped(_) => None,
+        }
+    }
+
+    /// Whether its bytes were interleaved for the CPU's matrix products while it was loaded.
+    /// [`Tensor::read_into`] gives them as the file has them all the same.
+    #[must_use]
+    pub fn is_repacked(&self) -> bool {
+        self.repacked().is_some()
+    }
+
+    /// The layout and the bytes of a repacked tensor.
+    pub(crate) fn repacked(&self) -> Option<(Interleaved, &[u8])> {
+        match &self.tensors.memory[self.index] {
+            TensorMemory::Arena { arena, tensor, interleaved: Some(layout) } => {
+                Some((*layout, arena.tensor(*tensor)?))
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits until its bytes are in memory, so that using them waits for no storage. Tensors that
+    /// [`Load::next`](crate::Load) has given out are there already, but for mapped ones that are
+    /// not prefetched, and those that memory pressure has since dropped.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where the mapped file no longer reaches or its storage failed.
+    pub fn wait_until_resident(&self) -> Result<(), Error> {
+        let Some(view) = self.mapped() else { return Ok(()) };
+        self.tensors.resident.wait_for(self.index);
+        let failed = || format!("tensor '{}' can't be brought into memory", self.name());
+        view.bring_in().map_err(Error::memory(failed()))
+    }
+
+    /// How many of its bytes are in memory now. For mapped files of somebody else the kernel does
+    /// not tell, and all seem to be.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] with what `mincore` answers.
+    pub fn resident_bytes(&self) -> Result<u64, Error> {
+        let what = || format!("tensor '{}' can't be looked up", self.name());
+        match self.mapped() {
+            Some(view) => view.resident_bytes().map_err(Error::memory(what())),
+            None => Ok(self.bytes()),
         }
     }
 
@@ -116,20 +160,23 @@ impl Tensor {
     /// [`Error::Memory`] where the mapped file no longer reaches, or past the tensor's end.
     pub fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let failed = || format!("tensor '{}' can't be read back", self.name());
-        match (self.mapped(), self.as_slice()) {
-            (Some(view), _) => view.read_into(offset, buffer).map_err(Error::memory(failed())),
+        let bytes = buffer.len() as u64;
+        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes()) {
+            let past_end = MemoryError::past_end(Operation::ReadTensor, offset, bytes);
+            return Err(Error::memory(failed())(past_end));
+        }
+        if let Some(view) = self.mapped() {
+            return view.read_into(offset, buffer).map_err(Error::memory(failed()));
+        }
+        match (self.repacked(), self.as_slice()) {
+            (Some((layout, packed)), _) => layout.gather(offset, packed, buffer),
             (None, Some(bytes)) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX);
-                let end = start.saturating_add(buffer.len());
-                let past_end =
-                    || MemoryError::past_end(Operation::ReadTensor, offset, buffer.len() as u64);
-                let piece = bytes.get(start..end);
-                let piece = piece.ok_or_else(|| Error::memory(failed())(past_end()))?;
-                buffer.copy_from_slice(piece);
-                Ok(())
+                let start = usize::try_from(offset).expect("an offset inside a tensor in memory");
+                buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
             }
             (None, None) => unreachable!("a tensor is handed out once it is published"),
         }
+        Ok(())
     }
 }
 

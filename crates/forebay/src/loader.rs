@@ -8,6 +8,7 @@ use crate::model::Model;
 use crate::pipeline::{Load, Progress};
 use crate::plan::Plan;
 use forebay_io::{Cancel, Fault};
+use forebay_mem::numa::NumaPolicy;
 use regex::Regex;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -106,6 +107,55 @@ impl FromStr for Reclaim {
     }
 }
 
+/// Whether mapped tensors are brought into memory ahead of use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Prefetch {
+    /// If they fit into the memory at hand.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never: their pages come as they are touched.
+    Off,
+}
+
+impl FromStr for Prefetch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("'{text}' is none of auto, on, off")),
+        }
+    }
+}
+
+/// Whether weights of `cpu` and `host` are laid out anew for the CPU's matrix products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repack {
+    /// They stay as the file has them.
+    #[default]
+    Off,
+    /// `Q4_0` and `Q8_0` matrices are interleaved while they are copied to memory of their own.
+    On,
+}
+
+impl FromStr for Repack {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("'{text}' is neither on nor off")),
+        }
+    }
+}
+
 /// What the caller wants; every field has a default that serves most.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -130,6 +180,12 @@ pub struct Options {
     pub staging_bytes: Option<u64>,
     /// Whether mapped pages are given back once copied.
     pub reclaim: Reclaim,
+    /// Whether mapped tensors are brought in ahead of use.
+    pub prefetch: Prefetch,
+    /// Whether weights are laid out anew for the CPU's matrix products.
+    pub repack: Repack,
+    /// On which NUMA node memory and page cache of the load are placed.
+    pub numa: NumaPolicy,
 }
 
 /// Called with the state of the load, on the thread that iterates over it.
@@ -245,6 +301,27 @@ impl Loader {
     #[must_use]
     pub fn reclaim(mut self, reclaim: Reclaim) -> Self {
         self.options.reclaim = reclaim;
+        self
+    }
+
+    /// Whether mapped tensors are brought in ahead of use.
+    #[must_use]
+    pub fn prefetch(mut self, prefetch: Prefetch) -> Self {
+        self.options.prefetch = prefetch;
+        self
+    }
+
+    /// Whether weights are laid out anew for the CPU's matrix products.
+    #[must_use]
+    pub fn repack(mut self, repack: Repack) -> Self {
+        self.options.repack = repack;
+        self
+    }
+
+    /// On which NUMA node memory and page cache of the load are placed.
+    #[must_use]
+    pub fn numa(mut self, numa: NumaPolicy) -> Self {
+        self.options.numa = numa;
         self
     }
 

@@ -24,6 +24,11 @@ pub enum LoadMode {
 }
 
 impl LoadMode {
+    /// Whether tensors of the CPU stay in their mapping.
+    pub(crate) fn maps(self) -> bool {
+        matches!(self, Self::Mmap | Self::Mlock | Self::MlockStrict)
+    }
+
     /// The name in flags and reports.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -23,6 +23,16 @@ pub(crate) fn layer_of(name: &str) -> Option<u32> {
     None
 }
 
+/// Sorts tensors by when a model uses them: embeddings, the layers in turn, the rest.
+pub(crate) fn order_of_use(name: &str) -> (u8, u32) {
+    const FIRST: [&str; 5] = ["embd", "embed", "embeddings", "wte", "wpe"];
+    match layer_of(name) {
+        Some(layer) => (1, layer),
+        None if FIRST.iter().any(|word| name.contains(word)) => (0, 0),
+        None => (2, 0),
+    }
+}
+
 /// The backend of each tensor, in order, and the reasons in words.
 pub(crate) fn place<'names>(
     names: impl Iterator<Item = &'names str> + Clone,
@@ -99,6 +109,26 @@ mod tests {
     fn the_first_matching_rule_beats_the_layers() {
         let rules = ["ffn=cpu", "^blk\\.2=device", "output=host"];
         assert_eq!(placed(GpuLayers::Count(0), &rules), "ccchch");
+    }
+
+    #[test]
+    fn embeddings_are_used_first_and_the_output_last() {
+        let mut names = [
+            "lm_head.weight",
+            "model.layers.10.w",
+            "model.layers.2.w",
+            "model.norm",
+            "model.embed_tokens.weight",
+        ];
+        names.sort_by_key(|name| order_of_use(name));
+        let expected = [
+            "model.embed_tokens.weight",
+            "model.layers.2.w",
+            "model.layers.10.w",
+            "lm_head.weight",
+            "model.norm",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use crate::error::Error;
 use crate::pipeline::Outcome;
 use crate::plan::{BackendPlan, FilePlan, Plan};
 use forebay_io::{Access, ByAccess, Step};
-use forebay_mem::LockReport;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -116,7 +115,7 @@ pub struct TimeReport {
     pub total_s: f64,
     pub open_s: f64,
     pub plan_s: f64,
-    /// From opening to the first tensor that was read and is whole.
+    /// From opening to the first tensor that was brought and is whole.
     pub first_tensor_s: f64,
 }
 
@@ -127,12 +126,30 @@ pub struct MemoryReport {
     pub staging_bytes: u64,
     /// Of the whole process, up to now; 0 where `/proc` does not say.
     pub peak_rss_bytes: u64,
+    /// Bytes of mapped pages that were brought in, and waited for, before the load ended.
     pub prefetched_bytes: u64,
+    /// Of the pages that were to be brought in, bytes that were in memory at the end (`mincore`).
+    pub resident_bytes: u64,
     pub locked_bytes: u64,
     pub lock_refused_bytes: u64,
     /// The errno of the first refusal.
     pub lock_errno: Option<String>,
     pub reclaimed_bytes: u64,
+    /// Bytes of tensors that were interleaved for the CPU's matrix products.
+    pub repacked_bytes: u64,
+    /// Bytes that were read to where they live and not copied.
+    pub in_place_bytes: u64,
+    /// What placing memory on NUMA nodes came to; empty where nobody asked.
+    pub numa: Vec<String>,
+}
+
+/// The prefetch of tensors that stay mapped.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "named as in the other reports")]
+pub struct PrefetchReport {
+    pub bytes: u64,
+    pub seconds: f64,
+    pub gib_per_s: f64,
 }
 
 /// What a load did.
@@ -147,6 +164,7 @@ pub struct LoadReport {
     pub stall: StallReport,
     pub time: TimeReport,
     pub memory: MemoryReport,
+    pub prefetch: PrefetchReport,
     /// sha256 by tensor; filled by [`LoadReport::add_digests`].
     pub digests: BTreeMap<String, String>,
 }
@@ -218,15 +236,13 @@ impl From<&BackendPlan> for BackendReport {
 }
 
 impl LoadReport {
-    pub(crate) fn new(plan: &Plan, outcome: &Outcome, locked: LockReport) -> Self {
-        let (read, upload) = (&outcome.read, &outcome.upload);
+    pub(crate) fn new(plan: &Plan, outcome: &Outcome) -> Self {
+        let Outcome { read, upload, prefetch, lock, .. } = outcome;
         let (ops, resubmitted) = read.schedule.op_counts();
         let files: Vec<FileReport> =
             (0..plan.files.len()).map(|index| file_report(plan, outcome, index)).collect();
         let read_bytes = (0..files.len()).map(|file| read.schedule.received(file).total()).sum();
         let before = plan.model.open_time() + plan.plan_time;
-        let first =
-            upload.first_placed.zip(upload.last_placed).map_or(Duration::ZERO, |(a, b)| b - a);
         Self {
             model: summary(plan),
             backends: plan.backends.iter().map(BackendReport::from).collect(),
@@ -241,10 +257,10 @@ impl LoadReport {
                 registered_files: read.stats.registered_files,
             },
             upload: UploadReport {
-                bytes: upload.bytes,
+                bytes: upload.copied_bytes,
                 copies: upload.copies,
                 seconds: upload.busy.as_secs_f64(),
-                gib_per_s: gib_per_s(upload.bytes, upload.busy),
+                gib_per_s: gib_per_s(upload.copied_bytes, upload.busy),
             },
             stall: StallReport {
                 reader_waited_s: read.stats.waited_for_slot.as_secs_f64(),
@@ -254,16 +270,25 @@ impl LoadReport {
                 total_s: (before + outcome.run_time).as_secs_f64(),
                 open_s: plan.model.open_time().as_secs_f64(),
                 plan_s: plan.plan_time.as_secs_f64(),
-                first_tensor_s: (before + outcome.run_time.saturating_sub(first)).as_secs_f64(),
+                first_tensor_s: (before + outcome.first_time).as_secs_f64(),
             },
             memory: MemoryReport {
                 staging_bytes: plan.staging.bytes(),
                 peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
-                prefetched_bytes: 0,
-                locked_bytes: locked.locked_bytes,
-                lock_refused_bytes: locked.refused_bytes,
-                lock_errno: locked.errno.map(|errno| format!("{errno:?}")),
+                prefetched_bytes: prefetch.populated_bytes,
+                resident_bytes: prefetch.resident_bytes,
+                locked_bytes: lock.locked_bytes,
+                lock_refused_bytes: lock.refused_bytes,
+                lock_errno: lock.errno.map(|errno| format!("{errno:?}")),
                 reclaimed_bytes: read.stats.reclaimed_bytes,
+                repacked_bytes: repacked_bytes(plan),
+                in_place_bytes: upload.bytes - upload.copied_bytes,
+                numa: outcome.numa.clone(),
+            },
+            prefetch: PrefetchReport {
+                bytes: prefetch.populated_bytes,
+                seconds: prefetch.elapsed.as_secs_f64(),
+                gib_per_s: gib_per_s(prefetch.populated_bytes, prefetch.elapsed),
             },
             digests: BTreeMap::new(),
         }
@@ -277,6 +302,15 @@ impl LoadReport {
         self.digests = loaded.digests()?;
         Ok(())
     }
+}
+
+fn repacked_bytes(plan: &Plan) -> u64 {
+    let tensors = plan.model.catalog().tensors();
+    (plan.arenas.iter())
+        .flat_map(|arena| arena.tensors.iter().zip(&arena.arrangements))
+        .filter(|(_, arrangement)| arrangement.is_some())
+        .map(|(&tensor, _)| tensors[tensor].bytes)
+        .sum()
 }
 
 fn summary(plan: &Plan) -> ModelSummary {
@@ -315,7 +349,10 @@ fn file_report(plan: &Plan, outcome: &Outcome, index: usize) -> FileReport {
         dio_align: planned.dio_align,
         cached_bytes_before: planned.cached_bytes,
         bytes_by_access,
-        fallbacks: schedule.steps().iter().filter(concerns).map(FallbackReport::from).collect(),
+        fallbacks: (schedule.steps().iter().filter(concerns))
+            .chain(outcome.prefetch.steps.iter().filter(|step| step.file == Some(index)))
+            .map(FallbackReport::from)
+            .collect(),
     }
 }
 

@@ -168,7 +168,7 @@ pub(crate) fn refusal_where_fallback_is_forbidden(mount: Mount) {
     load.fallback = Fallback::Forbidden;
     let landed = load.run();
     assert!(landed.read_steps().is_empty(), "{:?}", landed.read_steps());
-    let Mount { performer, access } = mount;
+    let Mount { performer, access, .. } = mount;
     let kind = match mount.first_step(Errno::EINVAL) {
         None => FailureKind::Errno(Errno::EINVAL),
         // A whole engine is refused for no access in particular.

@@ -18,6 +18,8 @@ pub(crate) const PIECE_BYTES: u32 = 64 << 10;
 pub(crate) struct Mount {
     pub(crate) performer: Performer,
     pub(crate) access: Access,
+    /// Whether reads land in place rather than in slots.
+    pub(crate) in_place: bool,
 }
 
 impl Mount {
@@ -41,7 +43,9 @@ impl Mount {
     /// A load of all of `files` in pieces of `piece_bytes`.
     pub(crate) fn load(self, files: &Arc<[ModelFile]>, piece_bytes: u32) -> Load {
         let reads = cut(files, piece_bytes, self.access);
-        Load::new(Arc::clone(files), reads, self.performer)
+        let mut load = Load::new(Arc::clone(files), reads, self.performer);
+        load.in_place = self.in_place;
+        load
     }
 
     /// The one step that a refusal with `errno` of the first rung costs; `None` if it was the

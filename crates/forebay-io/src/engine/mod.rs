@@ -11,7 +11,7 @@ use crate::file::ModelFile;
 use crate::ladder::{Access, Performer};
 use crate::schedule::{Op, ReadSpec, Schedule};
 use crossbeam_channel::{Receiver, Sender};
-use forebay_mem::{FileMapping, Filling, Free, Full, Slab, Slot};
+use forebay_mem::{FileMapping, Filling, Free, Full, Place, Slab, Slot};
 use nix::errno::Errno;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,6 +37,9 @@ pub struct ReadJob {
     pub mappings: Vec<Option<Arc<FileMapping>>>,
     /// What to read.
     pub schedule: Schedule,
+    /// By read: where its bytes go instead of into the slot, if it needs no copy afterwards. As
+    /// long as the read, and aligned in memory as direct reads of its file demand.
+    pub places: Vec<Option<Place>>,
     /// The memory under the slots.
     pub slab: Arc<Slab>,
     /// Where free slots come from.
@@ -115,6 +118,14 @@ impl ReadJob {
                 let reason = "the file can't be opened for direct reads";
                 self.schedule.refuse_at_open(file, Access::Direct, errno, reason);
             }
+        }
+    }
+
+    /// A read begins in `slot`: its bytes go there, or to the place that they belong to.
+    fn aim(&mut self, slot: Slot<Filling>, read: usize) -> Slot<Filling> {
+        match self.places.get_mut(read).and_then(Option::take) {
+            Some(place) => slot.aim(place),
+            None => slot,
         }
     }
 

@@ -135,7 +135,7 @@ fn begin(shared: &Shared, job: &mut ReadJob) -> Begin {
     if job.schedule.is_all_started() {
         shared.start_no_more();
     }
-    Begin::Started(slot, op)
+    Begin::Started(job.aim(slot, op.read), op)
 }
 
 fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
@@ -161,7 +161,7 @@ fn perform(shared: &Shared, slot: &mut Slot<Filling>, op: &Op) -> Result<u32, Er
     if op.patient {
         std::thread::sleep(Duration::from_micros(50));
     }
-    if op.access == Access::Direct {
+    if op.access == Access::Direct || slot.is_aimed() {
         slot.populate();
     }
     let start = op.slot_offset as usize;

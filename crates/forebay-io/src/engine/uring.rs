@@ -130,7 +130,7 @@ fn step(
     while !leaving && ring.in_flight < depth && !job.schedule.is_all_started() {
         let Some(slot) = free_slot(job, ring.in_flight == 0, stats) else { break };
         match job.schedule.start(slot.index()) {
-            Some(op) => ring.push(slot, op),
+            Some(op) => ring.push(job.aim(slot, op.read), op),
             None => break,
         }
     }
@@ -257,7 +257,7 @@ impl Ring {
     fn push(&mut self, slot: Slot<Filling>, op: Op) {
         let end = op.slot_offset as usize + op.bytes as usize;
         assert!(end <= slot.capacity(), "a read past its slot: {op:?}");
-        if op.access == Access::Direct && self.slots_per_buffer.is_none() {
+        if slot.is_aimed() || (op.access == Access::Direct && self.slots_per_buffer.is_none()) {
             slot.populate();
         }
         let entry = self.entry(&slot, &op);
@@ -280,7 +280,8 @@ impl Ring {
         let file = &self.files[op.file];
         let file = file.direct().ok().filter(|_| direct).map_or(file.buffered(), |(file, _)| file);
         let descriptor = Fd(file.as_raw_fd());
-        let buffer = self.slots_per_buffer.and_then(|slots| u16::try_from(op.slot / slots).ok());
+        let registered_buffers = self.slots_per_buffer.filter(|_| !slot.is_aimed());
+        let buffer = registered_buffers.and_then(|slots| u16::try_from(op.slot / slots).ok());
         macro_rules! read {
             ($file:expr) => {
                 match buffer {

@@ -2,24 +2,52 @@
 
 use crate::error::Error;
 use crate::loaded::{TensorMemory, Tensors};
-use crate::mode::LoadMode;
-use crate::plan::{Home, Plan};
+use crate::loader::Reclaim;
+use crate::plan::{Home, Plan, Rearranged};
+use crate::resident::Resident;
 use forebay_device::{HostArena, HostWriter};
-use forebay_mem::{FileMapping, LockReport, PageLock, memlock_limit_bytes};
+use forebay_io::MappedRange;
+use forebay_mem::{FileMapping, LockReport, PageLock, Place, memlock_limit_bytes, memory_at_hand};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The mapping of each file that the plan maps.
 pub(super) type Mappings = Vec<Option<Arc<FileMapping>>>;
 
-/// The arena of each backend that has memory of its own, and the right to fill it.
-pub(super) fn reserve_arenas(plan: &Plan) -> Result<(Vec<Arc<HostArena>>, Vec<HostWriter>), Error> {
-    let tensors = plan.model.catalog().tensors();
-    let mut reserved = (Vec::new(), Vec::new());
-    for arena in &plan.arenas {
-        let sizes_bytes = arena.tensors.iter().map(|&index| tensors[index].bytes);
-        let (arena, writer) = HostArena::new(&arena.backend.to_string(), sizes_bytes)?;
-        reserved.0.push(arena);
-        reserved.1.push(writer);
+/// The arenas of a load, the right to fill them, and what reads fill by themselves.
+pub(super) struct Arenas {
+    pub(super) arenas: Vec<Arc<HostArena>>,
+    pub(super) writers: Vec<HostWriter>,
+    /// By read.
+    pub(super) places: Vec<Option<Place>>,
+}
+
+/// The arena of each backend that has memory of its own.
+pub(super) fn reserve_arenas(plan: &Plan) -> Result<Arenas, Error> {
+    let mut reserved = Arenas {
+        arenas: Vec::new(),
+        writers: Vec::new(),
+        places: plan.places.iter().map(|_| None).collect(),
+    };
+    for (index, planned) in plan.arenas.iter().enumerate() {
+        let (arena, mut writer) = HostArena::new(&planned.backend.to_string(), &planned.layout)?;
+        for (tensor, arrangement) in planned.arrangements.iter().enumerate() {
+            if let Some(arrangement) = arrangement {
+                writer.arrange(tensor, Arc::new(Rearranged(*arrangement)));
+            }
+        }
+        let mut into: Vec<(usize, Range<u64>)> = (plan.places.iter().enumerate())
+            .filter_map(|(read, place)| Some((read, place.as_ref()?)))
+            .filter(|(_, place)| place.arena == index)
+            .map(|(read, place)| (read, place.range.clone()))
+            .collect();
+        into.sort_by_key(|(_, range)| range.start);
+        let ranges: Vec<_> = into.iter().map(|(_, range)| range.clone()).collect();
+        for ((read, _), place) in into.into_iter().zip(writer.places(&ranges)) {
+            reserved.places[read] = Some(place);
+        }
+        reserved.arenas.push(arena);
+        reserved.writers.push(writer);
     }
     Ok(reserved)
 }
@@ -39,27 +67,61 @@ pub(super) fn map_files(plan: &Plan) -> Result<Mappings, Error> {
         .collect()
 }
 
-/// Locks the mapped tensors of the cpu, if that is its mode.
-pub(super) fn lock(plan: &Plan, mappings: &Mappings) -> Result<(PageLock, LockReport), Error> {
-    let mode = |wanted| plan.backends.iter().any(|backend| backend.mode == wanted);
-    let strict = mode(LoadMode::MlockStrict);
-    if !strict && !mode(LoadMode::Mlock) {
-        return Ok((PageLock::default(), LockReport::default()));
+/// Locks the mapped tensors of the cpu, if that is its mode: what is there now, the rest as it is
+/// brought in. The limits speak at once, before a byte is read.
+pub(super) fn lock(plan: &Plan, mappings: &Mappings) -> Result<PageLock, Error> {
+    let mut lock = PageLock::default();
+    let residence = &plan.residence;
+    if !residence.lock {
+        return Ok(lock);
     }
-    let tensors = plan.model.catalog().tensors();
-    let views: Vec<_> = (plan.homes.iter().zip(tensors))
-        .filter(|(home, _)| **home == Home::Mapped)
-        .filter_map(|(_, tensor)| mappings[tensor.file].as_ref()?.view(tensor.offset..tensor.end()))
-        .collect();
-    let (lock, report) = PageLock::new(&views);
-    match report.errno {
-        Some(errno) if strict => Err(Error::LockRefused {
-            requested_bytes: report.requested_bytes,
-            refused_bytes: report.refused_bytes,
-            limit_bytes: memlock_limit_bytes(),
-            errno,
-        }),
-        _ => Ok((lock, report)),
+    // What a cgroup can't hold is not refused by the kernel: it kills whoever asks for it.
+    let at_hand = memory_at_hand().filter(|memory| memory.by_cgroup);
+    for MappedRange { file, range } in residence.ranges.iter() {
+        let locked_bytes = lock.report().locked_bytes;
+        let room = at_hand.map_or(u64::MAX, |memory| memory.bytes.saturating_sub(locked_bytes));
+        if let Some(mapping) = &mappings[*file] {
+            lock.lock(mapping, range.clone(), room);
+        }
+    }
+    match lock.report() {
+        LockReport { errno: Some(errno), requested_bytes, refused_bytes, .. }
+            if residence.strict =>
+        {
+            let cgroup_bytes = at_hand.map(|memory| memory.bytes);
+            let cgroup_bytes = cgroup_bytes.filter(|&bytes| bytes < requested_bytes);
+            let limit_bytes = memlock_limit_bytes();
+            Err(Error::LockRefused {
+                requested_bytes,
+                refused_bytes,
+                limit_bytes,
+                cgroup_bytes,
+                errno,
+            })
+        }
+        _ => Ok(lock),
+    }
+}
+
+/// The ranges that the load brings in: all of them, or those that are locked, or none.
+pub(super) fn ranges_to_bring(
+    plan: &Plan,
+    mappings: &Mappings,
+    lock: &PageLock,
+) -> Vec<MappedRange> {
+    let residence = &plan.residence;
+    match (residence.prefetch, residence.lock) {
+        (true, _) => residence.ranges.to_vec(),
+        (false, false) => Vec::new(),
+        (false, true) => {
+            let file_of = |mapping: &Arc<FileMapping>| {
+                let is_it = |it: &Option<_>| it.as_ref().is_some_and(|it| Arc::ptr_eq(it, mapping));
+                mappings.iter().position(is_it)
+            };
+            let locked =
+                lock.locked().filter_map(|(mapping, range)| Some((file_of(mapping)?, range)));
+            locked.map(|(file, range)| MappedRange { file, range }).collect()
+        }
     }
 }
 
@@ -69,19 +131,24 @@ impl Tensors {
         mappings: &Mappings,
         arenas: &[Arc<HostArena>],
         lock: PageLock,
+        resident: Resident,
     ) -> Self {
         let catalog = plan.model.shared_catalog();
         let memory = (plan.homes.iter().zip(catalog.tensors()))
             .map(|(home, tensor)| match *home {
-                Home::Arena { arena, tensor } => {
-                    TensorMemory::Arena { arena: Arc::clone(&arenas[arena]), tensor }
-                }
+                Home::Arena { arena, tensor } => TensorMemory::Arena {
+                    arena: Arc::clone(&arenas[arena]),
+                    tensor,
+                    interleaved: plan.arenas[arena].arrangements[tensor],
+                },
                 Home::Mapped => mappings[tensor.file]
                     .as_ref()
                     .and_then(|mapping| mapping.view(tensor.offset..tensor.end()))
                     .map_or(TensorMemory::Empty, TensorMemory::Mapped),
             })
             .collect();
-        Self::from_parts(catalog, memory, plan.tensor_backends.clone(), lock)
+        let reclaim = plan.options.reclaim != Reclaim::Off;
+        let backends = plan.tensor_backends.clone();
+        Self { catalog, memory, backends, resident, reclaim, _lock: lock }
     }
 }

@@ -7,30 +7,37 @@
 //!   forebay-read ──── filled slots ────▶ forebay-upload ──── landed ────▶ the caller's thread
 //!                                            ▲
 //!   forebay-populate ── pages ahead of ──────┘
+//!   forebay-prefetch ── mapped tensors that are resident ──▶ landed
 //! ```
 //!
 //! Every channel is bounded by the plan, and no thread ever waits for the caller's; so a slow
 //! caller slows nothing down, and a caller that stops can always be joined.
 
+mod bring;
 mod memory;
 mod settle;
+mod threads;
 mod upload;
 
 use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
 use crate::loader::{Hooks, ProgressCallback, Reclaim};
+use crate::numa;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
+use crate::resident::Resident;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use forebay_device::{HostArena, HostUploader};
-use forebay_io::{Access, Cancel, Fallback, Filled, ReadJob, ReadOutcome, Schedule};
+use forebay_device::HostUploader;
+use forebay_io::{
+    Access, Cancel, Fallback, Filled, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome, Schedule,
+};
 use forebay_mem::{Alignment, LockReport, Slab};
-use memory::{lock, map_files, reserve_arenas};
+use memory::{Arenas, lock, map_files, ranges_to_bring, reserve_arenas};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use threads::{Joined, Threads, Work};
 use upload::{Landed, UploadJob, UploadOutcome};
 
 /// How often the progress callback is called at most.
@@ -58,28 +65,27 @@ pub struct Load {
     cancel: Cancel,
     /// The callback, and when it was called last.
     progress: Option<(ProgressCallback, Option<Instant>)>,
-    /// When the tensors that stay in their mapping were there.
-    mapped_at: Instant,
     placed_bytes: Arc<AtomicU64>,
     tensors: Arc<Tensors>,
     ready: VecDeque<usize>,
     landed: Receiver<Landed>,
     threads: Option<Threads>,
     locked: LockReport,
+    numa: Vec<String>,
     outcome: Option<Outcome>,
     failed: bool,
-}
-
-struct Threads {
-    read: JoinHandle<ReadOutcome>,
-    upload: JoinHandle<UploadOutcome>,
-    populate: Vec<JoinHandle<()>>,
 }
 
 /// What the threads left, once all have ended well.
 pub(crate) struct Outcome {
     pub(crate) read: ReadOutcome,
     pub(crate) upload: UploadOutcome,
+    pub(crate) prefetch: PrefetchOutcome,
+    pub(crate) lock: LockReport,
+    /// What placing memory on NUMA nodes came to, in words.
+    pub(crate) numa: Vec<String>,
+    /// From the start to the first and the last tensor that was there.
+    pub(crate) first_time: Duration,
     pub(crate) run_time: Duration,
 }
 
@@ -89,24 +95,37 @@ impl Load {
         let Hooks { cancel, progress, fault } = hooks;
         // The caller's flag may serve other loads too: ending this one must not set it.
         let cancel = cancel.child();
-        let (arenas, writers) = reserve_arenas(plan)?;
+        let Arenas { arenas, writers, places } = reserve_arenas(plan)?;
         let mappings = map_files(plan)?;
-        let (lock, locked) = lock(plan, &mappings)?;
+        let lock = lock(plan, &mappings)?;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock));
+        let locked = lock.report();
+        let ranges = ranges_to_bring(plan, &mappings, &lock);
+        let resident = Resident::new(&plan.residence.tensors);
+        let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock, resident));
         let slots = plan.staging.slots;
-        let chunk_bytes = usize::try_from(plan.staging.chunk_bytes).unwrap_or(usize::MAX);
+        let slot_bytes = usize::try_from(plan.staging.slot_bytes).unwrap_or(usize::MAX);
         let (slab, tokens) =
-            Slab::new(chunk_bytes, slots).map_err(Error::memory("no room for staging memory"))?;
+            Slab::new(slot_bytes, slots).map_err(Error::memory("no room for staging memory"))?;
         let (free_sender, free) = bounded(slots);
         let (full, full_receiver) = bounded::<Filled>(slots);
         for token in tokens {
             free_sender.send(token).map_err(|_| Error::Internal("no free list".to_owned()))?;
         }
         let (landed_sender, landed) = bounded(plan.homes.len() + 1);
+        let numa = numa::place(plan.options.numa, &arenas, slab.region());
         let placed_bytes = Arc::new(AtomicU64::new(0));
+        let (reads, reads_end) = bounded(0);
+        let bring = (!ranges.is_empty()).then(|| PrefetchJob {
+            files: Arc::clone(plan.model.files()),
+            mappings: mappings.clone(),
+            ranges,
+            reads_end,
+            cancel: cancel.clone(),
+            on_resident: bring::announcer(plan, &tensors, &landed_sender, &placed_bytes),
+        });
         let upload = UploadJob {
             uploader: Box::new(HostUploader::new(writers)),
             plan: upload::UploadPlan::new(plan),
@@ -119,6 +138,7 @@ impl Load {
             files: Arc::clone(plan.model.files()),
             mappings,
             schedule: schedule(plan),
+            places,
             slab,
             free,
             full,
@@ -127,19 +147,20 @@ impl Load {
             reclaim: plan.options.reclaim != Reclaim::Off,
             fault,
         };
-        let threads = Threads::spawn(job, upload, &arenas, &cancel)?;
+        let work = Work { read: job, reads, upload, bring, arenas, tensors: Arc::clone(&tensors) };
+        let threads = Threads::spawn(work, plan, &cancel)?;
         let mut load = Self {
             plan: plan.clone(),
             started,
             cancel,
             progress: progress.map(|callback| (callback, None)),
-            mapped_at: started,
             placed_bytes,
             tensors,
             ready: VecDeque::new(),
             landed,
             threads: Some(threads),
             locked,
+            numa,
             outcome: None,
             failed: false,
         };
@@ -171,19 +192,29 @@ impl Load {
             tensor?;
         }
         let outcome = self.outcome.take().ok_or(Error::AlreadyReported)?;
-        let report = LoadReport::new(&self.plan, &outcome, self.locked);
+        let report = LoadReport::new(&self.plan, &outcome);
         Ok(Loaded::new(Arc::clone(&self.tensors), report))
     }
 
-    /// Tensors that stay in their mapping, and empty ones, are there from the start.
+    /// Every tensor that stays in its mapping, at once: for callers who would rather begin than
+    /// wait. Touching one that is not there yet waits for storage, page by page;
+    /// [`Tensor::wait_until_resident`] waits for the prefetch to reach it.
+    #[must_use]
+    pub fn mapped_tensors(&self) -> Vec<Tensor> {
+        let mapped = |&index: &usize| self.plan.homes[index] == Home::Mapped;
+        (0..self.plan.homes.len()).filter(mapped).map(|index| self.tensors.get(index)).collect()
+    }
+
+    /// Tensors that stay in their mapping and are not prefetched are there from the start, and so
+    /// are those without bytes.
     fn announce_what_needs_no_read(&mut self) {
         let plan = &self.plan;
         let mut bytes = 0;
         for (index, tensor) in plan.model.catalog().tensors().iter().enumerate() {
-            if plan.homes[index] == Home::Mapped {
+            let comes = plan.residence.prefetch && tensor.bytes > 0;
+            if plan.homes[index] == Home::Mapped && !comes {
                 self.ready.push_back(index);
                 bytes += tensor.bytes;
-                self.mapped_at = Instant::now();
             }
         }
         self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -219,11 +250,16 @@ impl Load {
     /// Joins the threads and finds out how it went.
     fn settle(&mut self) -> Result<(), Error> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
-        let (read, upload) = threads.join(&self.cancel)?;
-        let last_placed = upload.last_placed.unwrap_or(self.started).max(self.mapped_at);
-        settle::check(&self.plan, &read, &upload)?;
-        let run_time = last_placed.saturating_duration_since(self.started);
-        self.outcome = Some(Outcome { read, upload, run_time });
+        let Joined { read, upload, prefetch } = threads.join(&self.cancel)?;
+        settle::check(&self.plan, &read, &upload, &prefetch)?;
+        let after = |moment: Option<Instant>| {
+            moment.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(self.started))
+        };
+        let run_time = after(upload.last_placed).max(after(prefetch.ended));
+        let firsts = [upload.first_placed, prefetch.began];
+        let first_time = after(firsts.into_iter().flatten().min());
+        let (lock, numa) = (self.locked, std::mem::take(&mut self.numa));
+        self.outcome = Some(Outcome { read, upload, prefetch, lock, numa, first_time, run_time });
         self.report_progress(true);
         Ok(())
     }
@@ -257,70 +293,6 @@ impl Drop for Load {
             let _ = threads.join(&self.cancel);
         }
     }
-}
-
-impl Threads {
-    fn spawn(
-        job: ReadJob,
-        upload: UploadJob,
-        arenas: &[Arc<HostArena>],
-        cancel: &Cancel,
-    ) -> Result<Self, Error> {
-        let mut populate = Vec::new();
-        for _ in 0..populating_threads() {
-            let (arenas, stop) = (arenas.to_vec(), cancel.clone());
-            let work = move || {
-                arenas.iter().for_each(|arena| arena.populate(&|| stop.is_cancelled()));
-            };
-            // Without it, or with fewer, the uploader populates as it goes.
-            populate.extend(named("forebay-populate", work).ok());
-        }
-        let started = match named("forebay-upload", move || upload.run()) {
-            Ok(upload) => match named("forebay-read", move || job.run()) {
-                Ok(read) => Ok((read, upload)),
-                Err(source) => Err((source, Some(upload))),
-            },
-            Err(source) => Err((source, None)),
-        };
-        match started {
-            Ok((read, upload)) => Ok(Self { read, upload, populate }),
-            Err((source, upload)) => {
-                // Those that run end by the flag, or by the other ends of their channels dropping,
-                // and have no error to tell: what is wrong is that there are too few of them.
-                cancel.cancel();
-                populate.into_iter().for_each(|thread| drop(thread.join()));
-                upload.into_iter().for_each(|thread| drop(thread.join()));
-                Err(Error::Thread { source })
-            }
-        }
-    }
-
-    /// Waits for all of them, and stops populating for a load that has ended early.
-    fn join(self, cancel: &Cancel) -> Result<(ReadOutcome, UploadOutcome), Error> {
-        // Reader before uploader: the uploader ends when the reader's channel does.
-        let read = self.read.join();
-        let upload = self.upload.join();
-        // After a success there is nothing left to populate.
-        cancel.cancel();
-        let populate: Result<(), _> = self.populate.into_iter().try_for_each(JoinHandle::join);
-        let panicked = |name: &str| Error::Internal(format!("the {name} thread panicked"));
-        populate.map_err(|_| panicked("populating"))?;
-        Ok((read.map_err(|_| panicked("reading"))?, upload.map_err(|_| panicked("uploading"))?))
-    }
-}
-
-fn named<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> std::io::Result<JoinHandle<T>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work)
-}
-
-/// How many threads populate: the cores that the uploader leaves, which helps when it must wait.
-fn populating_threads() -> usize {
-    const THREADS_MAX: usize = 4;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.saturating_sub(1).clamp(1, THREADS_MAX)
 }
 
 fn schedule(plan: &Plan) -> Schedule {

@@ -3,12 +3,29 @@
 use super::UploadOutcome;
 use crate::error::{Error, ReadContext};
 use crate::plan::Plan;
-use forebay_io::{FailureKind, FileIdentity, ReadFailure, ReadOutcome};
+use forebay_io::{FailureKind, FileIdentity, PrefetchOutcome, ReadFailure, ReadOutcome};
 
 /// Whether everything arrived, from files that are still what they were.
-pub(super) fn check(plan: &Plan, read: &ReadOutcome, upload: &UploadOutcome) -> Result<(), Error> {
+pub(super) fn check(
+    plan: &Plan,
+    read: &ReadOutcome,
+    upload: &UploadOutcome,
+    prefetch: &PrefetchOutcome,
+) -> Result<(), Error> {
     if let Some(error) = &upload.failure {
         return Err(error.clone().into());
+    }
+    // It stops the reads, so it comes before what they say of that.
+    if let Some(failure) = &prefetch.failure {
+        check_identities(plan)?;
+        let tensors = plan.model.catalog().tensors();
+        let at = |tensor: &&forebay_format::Tensor| {
+            Some(tensor.file) == failure.file && tensor.end() > failure.offset
+        };
+        let path = failure.file.map(|file| plan.files[file].path.clone());
+        let tensor = tensors.iter().find(at).map(|tensor| tensor.name.clone());
+        let context = ReadContext { path, tensor };
+        return Err(Error::Read { context, failure: failure.clone() });
     }
     if let Some(failure) = read.schedule.failure() {
         if failure.kind == FailureKind::Cancelled {

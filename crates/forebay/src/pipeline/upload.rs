@@ -50,7 +50,10 @@ pub(super) struct UploadJob {
 /// What the uploader did.
 #[derive(Default)]
 pub(crate) struct UploadOutcome {
+    /// Bytes placed, read into place or copied.
     pub(crate) bytes: u64,
+    /// Of these, bytes that were copied.
+    pub(crate) copied_bytes: u64,
     pub(crate) copies: u64,
     pub(crate) busy: Duration,
     pub(crate) waited_for_read: Duration,
@@ -91,8 +94,12 @@ impl UploadJob {
             let wait = filled.is_none();
             if let Some(Filled { read, slot }) = filled {
                 let segments = &self.plan.segments[read];
+                if !slot.is_aimed() {
+                    let bytes = segments.iter().map(|segment| u64::from(segment.bytes));
+                    outcome.copied_bytes += bytes.sum::<u64>();
+                    outcome.copies += segments.len() as u64;
+                }
                 self.uploader.upload(slot.drain(), read, segments)?;
-                outcome.copies += segments.len() as u64;
             }
             while let Some((slot, read)) = self.uploader.completed(wait)? {
                 // The reader may have ended: the slot is not needed any more then.

@@ -1,7 +1,7 @@
 //! Making a plan.
 
-use super::reads::{Cut, Wanted, cut};
-use super::{ArenaPlan, BackendPlan, FilePlan, Home, Plan, Staging, facts};
+use super::reads::Wanted;
+use super::{ArenaPlan, BackendPlan, FilePlan, Home, Plan, Staging, facts, repack, residence};
 use crate::backend::Backend;
 use crate::error::{Error, ReadContext};
 use crate::loader::{EngineChoice, Options};
@@ -28,8 +28,17 @@ pub(super) fn build(model: &Model, options: &Options) -> Result<Plan, Error> {
     builder.plan_backends();
     builder.place_tensors()?;
     builder.plan_reads();
+    builder.plan_residence(&mut why);
     builder.choose_performer(&mut why)?;
     Ok(builder.finish(why, started))
+}
+
+/// Whether a tensor that lies in memory as it does in the file can be used there: its offset is a
+/// multiple of an element, or of 8 where elements are blocks of several parts.
+fn is_aligned_for(tensor: &forebay_format::Tensor) -> bool {
+    let element = tensor.dtype.block_bytes();
+    let alignment = if tensor.dtype.block_elements() == 1 { element.min(8) } else { 8 };
+    tensor.offset.is_multiple_of(alignment)
 }
 
 fn refuse_absent_devices(backends: &[Backend], device: Backend) -> Result<(), Error> {
@@ -42,12 +51,21 @@ fn refuse_absent_devices(backends: &[Backend], device: Backend) -> Result<(), Er
     }
 }
 
-struct Builder<'input> {
-    options: &'input Options,
-    plan: Plan,
-    /// What is wanted of each file through slots, by access.
-    wanted: Vec<Vec<(Access, Wanted)>>,
-    rounding: Vec<Alignment>,
+/// A part of a file that is to be read, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) access: Access,
+    /// Whether it is read to where it lives rather than through a slot.
+    pub(super) in_place: bool,
+    pub(super) wanted: Wanted,
+}
+
+pub(super) struct Builder<'input> {
+    pub(super) options: &'input Options,
+    pub(super) plan: Plan,
+    /// What is wanted of each file, in file order.
+    pub(super) requests: Vec<Vec<Request>>,
+    pub(super) rounding: Vec<Alignment>,
 }
 
 impl<'input> Builder<'input> {
@@ -69,13 +87,15 @@ impl<'input> Builder<'input> {
             arenas: Vec::new(),
             reads: Arc::new([]),
             segments: Arc::new([]),
+            places: Arc::new([]),
+            residence: residence::Residence::default(),
             staging: Staging::new(options, coarsest)?,
             performer: Performer::Uring,
             why: Vec::new(),
             plan_time: std::time::Duration::ZERO,
         };
-        let wanted = vec![Vec::new(); plan.files.len()];
-        Ok(Self { options, plan, wanted, rounding })
+        let requests = vec![Vec::new(); plan.files.len()];
+        Ok(Self { options, plan, requests, rounding })
     }
 
     /// The mode of each backend that has tensors.
@@ -127,16 +147,22 @@ impl<'input> Builder<'input> {
     /// Gives every tensor its home, and notes what must be read for it.
     fn place_tensors(&mut self) -> Result<(), Error> {
         let model = self.plan.model.clone();
+        // How far each file is wanted so far: what overlaps an earlier tensor has no memory that
+        // lies as the file does.
+        let mut ends = vec![0; self.plan.files.len()];
         for (index, tensor) in model.catalog().tensors().iter().enumerate() {
             let backend = self.plan.tensor_backends[index];
             let planned = self.plan.backends.iter().find(|planned| planned.backend == backend);
             let Some(planned) = planned else { continue };
             let (mode, requested) = (planned.mode, planned.requested);
-            let stays = backend == Backend::Cpu
-                && matches!(mode, LoadMode::Mmap | LoadMode::Mlock | LoadMode::MlockStrict);
-            let mapped = matches!(mode, LoadMode::Mmap) || stays;
+            let layout = repack::layout(self.options, backend, mode, tensor);
+            let stays = backend == Backend::Cpu && mode.maps() && layout.is_none();
+            // What is repacked is copied in any case: `auto` has no use for a mapping then.
+            let copies_mapping =
+                mode == LoadMode::Mmap && !(backend == Backend::Cpu && requested == LoadMode::Auto);
             let must = mode == LoadMode::MlockStrict;
-            let mapped = mapped && self.map(tensor.file, &model.files()[tensor.file], must)?;
+            let mapped = (stays || copies_mapping)
+                && self.map(tensor.file, &model.files()[tensor.file], must)?;
             if stays && mapped {
                 self.plan.files[tensor.file].mapped_bytes += tensor.bytes;
                 continue;
@@ -146,11 +172,20 @@ impl<'input> Builder<'input> {
             } else {
                 self.read_access(mode, requested, tensor.file, &model.files()[tensor.file])?
             };
-            let (arena, slot) = self.arena_slot(backend, index);
+            let in_place = backend == Backend::Cpu
+                && !mapped
+                && layout.is_none()
+                && tensor.bytes > 0
+                && tensor.offset >= ends[tensor.file]
+                && is_aligned_for(tensor);
+            ends[tensor.file] = ends[tensor.file].max(tensor.end());
+            let (arena, slot) = self.arena_slot(backend, index, in_place)?;
+            self.plan.arenas[arena].arrangements[slot] = layout;
             self.plan.homes[index] = Home::Arena { arena, tensor: slot };
             if tensor.bytes > 0 {
                 let range = tensor.offset..tensor.end();
-                self.wanted[tensor.file].push((access, Wanted { range, arena, tensor: slot }));
+                let wanted = Wanted { range, tensor_offset: 0, arena, tensor: slot };
+                self.requests[tensor.file].push(Request { access, in_place, wanted });
             }
         }
         Ok(())
@@ -206,71 +241,29 @@ impl<'input> Builder<'input> {
         Ok(planned.is_mapped)
     }
 
-    fn arena_slot(&mut self, backend: Backend, tensor: usize) -> (usize, usize) {
+    /// A tensor's number in the arena of its backend; `is_laid_out` if its room is found later.
+    fn arena_slot(
+        &mut self,
+        backend: Backend,
+        tensor: usize,
+        is_laid_out_later: bool,
+    ) -> Result<(usize, usize), Error> {
+        let bytes = self.plan.model.catalog().tensors()[tensor].bytes;
         let arenas = &mut self.plan.arenas;
         let arena = arenas.iter().position(|arena| arena.backend == backend);
         let arena = arena.unwrap_or_else(|| {
-            arenas.push(ArenaPlan { backend, tensors: Vec::new() });
+            arenas.push(ArenaPlan::new(backend));
             arenas.len() - 1
         });
-        arenas[arena].tensors.push(tensor);
-        (arena, arenas[arena].tensors.len() - 1)
-    }
-
-    /// Cuts what is wanted into reads, file after file, and counts them.
-    fn plan_reads(&mut self) {
-        let model = self.plan.model.clone();
-        let mut reads = Vec::new();
-        let mut segments = Vec::new();
-        for (index, file) in model.files().iter().enumerate() {
-            let cut = self.cut_file(index, file);
-            let planned = &mut self.plan.files[index];
-            planned.reads = cut.reads.len();
-            planned.read_bytes = cut.reads.iter().map(|read| u64::from(read.need_bytes)).sum();
-            planned.wanted_bytes =
-                cut.segments.iter().flatten().map(|segment| u64::from(segment.bytes)).sum();
-            planned.access = match most_common_access(&cut) {
-                Access::Direct if planned.direct_refused.is_some() => Access::DontCache,
-                access => access,
-            };
-            reads.extend(cut.reads);
-            segments.extend(cut.segments);
+        let planned = &mut arenas[arena];
+        planned.tensors.push(tensor);
+        planned.arrangements.push(None);
+        if is_laid_out_later {
+            planned.layout.tensors.push(0..0);
+        } else {
+            planned.layout.append(bytes)?;
         }
-        self.plan.staging = self.plan.staging.bounded_by(reads.len());
-        self.plan.reads = reads.into();
-        self.plan.segments = segments.into();
-    }
-
-    /// The reads of one file in file order, whatever their access.
-    fn cut_file(&self, index: usize, file: &ModelFile) -> Cut {
-        let mut parts = Vec::new();
-        for access in [Access::Direct, Access::Buffered, Access::Mapped] {
-            let of = |(other, _): &&(Access, Wanted)| *other == access;
-            let wanted: Vec<Wanted> =
-                self.wanted[index].iter().filter(of).map(|(_, wanted)| wanted.clone()).collect();
-            let (rounding, chunk) = (self.rounding[index], self.plan.staging.chunk_bytes);
-            let cut = cut(index, file.bytes(), access, &wanted, rounding, chunk);
-            parts.extend(cut.reads.into_iter().zip(cut.segments));
-        }
-        parts.sort_by_key(|(read, _)| read.offset);
-        if self.takes_cached_bytes() {
-            for (read, _) in &mut parts {
-                let range = read.offset..read.offset + u64::from(read.need_bytes);
-                let known = self.plan.files[index].cached_bytes;
-                if read.access == Access::Direct && facts::is_cached(file, known, range) {
-                    read.access = Access::Buffered;
-                }
-            }
-        }
-        let (reads, segments) = parts.into_iter().unzip();
-        Cut { reads, segments }
-    }
-
-    /// Whether direct reads are `auto`'s idea, which prefers the page cache where it serves.
-    fn takes_cached_bytes(&self) -> bool {
-        let auto = |planned: &BackendPlan| planned.requested == LoadMode::Auto;
-        self.plan.backends.iter().any(auto)
-            && !self.plan.backends.iter().any(|planned| planned.requested == LoadMode::Dio)
+        Ok((arena, planned.tensors.len() - 1))
     }
 
     fn choose_performer(&mut self, why: &mut Vec<String>) -> Result<(), Error> {
@@ -334,17 +327,4 @@ impl Plan {
             };
         }
     }
-}
-
-/// The access that brings most of the file's bytes; `Mapped` for a file nothing is read from.
-fn most_common_access(cut: &Cut) -> Access {
-    let bytes = |access: Access| -> u64 {
-        let of = cut.reads.iter().filter(|read| read.access == access);
-        of.map(|read| u64::from(read.bytes)).sum()
-    };
-    [Access::Mapped, Access::Buffered, Access::Direct]
-        .into_iter()
-        .max_by_key(|&access| bytes(access))
-        .filter(|&access| bytes(access) > 0)
-        .unwrap_or(Access::Mapped)
 }

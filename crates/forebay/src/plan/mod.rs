@@ -1,23 +1,31 @@
 //! What will happen, as plain data, before anything does.
 
 mod build;
+mod cutting;
 mod facts;
+mod in_place;
 pub(crate) mod reads;
+mod repack;
+mod residence;
 mod staging;
 
 use crate::backend::Backend;
+use crate::compute::Interleaved;
 use crate::error::Error;
 use crate::loader::{Hooks, Options};
 use crate::mode::LoadMode;
 use crate::model::Model;
 use crate::pipeline::Load;
 use crate::report::PlanReport;
-use forebay_device::Segment;
+use forebay_device::{ArenaLayout, Segment};
 use forebay_io::{Access, Errno, Performer, ReadSpec};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use repack::Rearranged;
+pub(crate) use residence::Residence;
 pub(crate) use staging::Staging;
 
 /// What will be done for one backend.
@@ -75,11 +83,28 @@ pub(crate) enum Home {
     Mapped,
 }
 
-/// One arena: its backend, and its tensors by index in the catalog.
+/// One arena: its backend, its tensors by index in the catalog, and how they lie in it.
 #[derive(Clone, Debug)]
 pub(crate) struct ArenaPlan {
     pub(crate) backend: Backend,
     pub(crate) tensors: Vec<usize>,
+    pub(crate) layout: ArenaLayout,
+    /// For each tensor: the order of its bytes, if it is not the file's.
+    pub(crate) arrangements: Vec<Option<Interleaved>>,
+}
+
+impl ArenaPlan {
+    fn new(backend: Backend) -> Self {
+        let (tensors, arrangements) = (Vec::new(), Vec::new());
+        Self { backend, tensors, layout: ArenaLayout::default(), arrangements }
+    }
+}
+
+/// Where in an arena a read lands that needs no copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlannedPlace {
+    pub(crate) arena: usize,
+    pub(crate) range: Range<u64>,
 }
 
 /// What a load will do: pure data, made from a [`Model`] and [`Options`].
@@ -95,6 +120,10 @@ pub struct Plan {
     pub(crate) reads: Arc<[ReadSpec]>,
     /// The segments of each read.
     pub(crate) segments: Arc<[Vec<Segment>]>,
+    /// Of each read: where it lands, if not in a slot.
+    pub(crate) places: Arc<[Option<PlannedPlace>]>,
+    /// What becomes of the tensors that stay in their mapping.
+    pub(crate) residence: Residence,
     pub(crate) staging: Staging,
     pub(crate) performer: Performer,
     pub(crate) why: Vec<String>,

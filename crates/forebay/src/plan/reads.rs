@@ -7,13 +7,15 @@ use std::ops::Range;
 
 /// Two wanted ranges with at most this between them are read as one: another operation costs more
 /// than these bytes.
-const GAP_BYTES_MAX: u64 = 64 << 10;
+pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 
 /// A tensor's bytes in a file, and the place that waits for them.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     /// Where in the file; not empty.
     pub(crate) range: Range<u64>,
+    /// Where its first byte belongs in the tensor.
+    pub(crate) tensor_offset: u64,
     /// Which arena.
     pub(crate) arena: usize,
     /// Which tensor of the arena.
@@ -26,20 +28,26 @@ pub(crate) struct Cut {
     pub(crate) segments: Vec<Vec<Segment>>,
 }
 
-/// Cuts what is wanted of one file into reads of at most `chunk_bytes`, rounded outward to
-/// `rounding` (of which `chunk_bytes` is a multiple). `wanted` is sorted by start, and may overlap.
+/// How a file is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) file: usize,
+    pub(crate) file_bytes: u64,
+    /// What reads start and end at multiples of.
+    pub(crate) rounding: Alignment,
+    /// The most that one read takes; a multiple of the rounding.
+    pub(crate) chunk_bytes: u64,
+    /// Wanted ranges with at most this between them are read as one.
+    pub(crate) gap_bytes_max: u64,
+}
+
+/// Cuts what is wanted of one file into reads. `wanted` is sorted by start, and may overlap.
 ///
 /// Every block of the file that holds a wanted byte is in exactly one read.
-pub(crate) fn cut(
-    file: usize,
-    file_bytes: u64,
-    access: Access,
-    wanted: &[Wanted],
-    rounding: Alignment,
-    chunk_bytes: u64,
-) -> Cut {
+pub(crate) fn cut(shape: Shape, access: Access, wanted: &[Wanted]) -> Cut {
+    let Shape { file, file_bytes, rounding, chunk_bytes, gap_bytes_max } = shape;
     let mut reads = Vec::new();
-    for extent in extents(wanted, rounding) {
+    for extent in extents(wanted, rounding, gap_bytes_max) {
         let mut start = extent.start;
         while start < extent.end {
             let end = (start + chunk_bytes).min(extent.end);
@@ -66,7 +74,7 @@ pub(crate) fn cut(
                 arena: piece.arena,
                 tensor: piece.tensor,
                 slot_offset: narrow(start - read.offset),
-                tensor_offset: start - piece.range.start,
+                tensor_offset: piece.tensor_offset + (start - piece.range.start),
                 bytes: narrow(end - start),
             });
         }
@@ -75,13 +83,17 @@ pub(crate) fn cut(
 }
 
 /// The aligned ranges of the file that hold everything wanted, small gaps included.
-fn extents(wanted: &[Wanted], rounding: Alignment) -> Vec<Range<u64>> {
+pub(crate) fn extents(
+    wanted: &[Wanted],
+    rounding: Alignment,
+    gap_bytes_max: u64,
+) -> Vec<Range<u64>> {
     let mut extents: Vec<Range<u64>> = Vec::new();
     for piece in wanted {
         // Past the end of u64 lies past the end of every file: the range itself is all there is.
         let range = rounding.outward(piece.range.clone()).unwrap_or(piece.range.clone());
         match extents.last_mut() {
-            Some(last) if range.start <= last.end.saturating_add(GAP_BYTES_MAX) => {
+            Some(last) if range.start <= last.end.saturating_add(gap_bytes_max) => {
                 last.end = last.end.max(range.end);
             }
             _ => extents.push(range),
@@ -107,10 +119,15 @@ mod tests {
     fn pieces(ranges: &[Range<u64>]) -> Vec<Wanted> {
         let piece = |(tensor, range): (usize, &Range<u64>)| Wanted {
             range: range.clone(),
+            tensor_offset: 0,
             arena: 0,
             tensor,
         };
         ranges.iter().enumerate().map(piece).collect()
+    }
+
+    fn shape(file_bytes: u64, rounding: Alignment, chunk_bytes: u64) -> Shape {
+        Shape { file: 0, file_bytes, rounding, chunk_bytes, gap_bytes_max: GAP_BYTES_MAX }
     }
 
     proptest! {
@@ -127,7 +144,7 @@ mod tests {
             let file_bytes = ranges.iter().map(|range| range.end).max().unwrap();
             let rounding = Alignment::new(rounding).unwrap();
             let wanted = pieces(&ranges);
-            let cut = cut(0, file_bytes, Access::Direct, &wanted, rounding, chunk);
+            let cut = cut(shape(file_bytes, rounding, chunk), Access::Direct, &wanted);
             let mut filled = vec![0_u64; ranges.len()];
             for (read, segments) in cut.reads.iter().zip(&cut.segments) {
                 prop_assert!(rounding.divides(read.offset) && rounding.divides(read.bytes.into()));
@@ -153,7 +170,7 @@ mod tests {
     #[test]
     fn a_wide_gap_is_not_read() {
         let wanted = pieces(&[0..10, (1 << 20)..(1 << 20) + 10]);
-        let cut = cut(0, 2 << 20, Access::Direct, &wanted, Alignment::FALLBACK, 1 << 20);
+        let cut = cut(shape(2 << 20, Alignment::FALLBACK, 1 << 20), Access::Direct, &wanted);
         assert_eq!(cut.reads.iter().map(|read| read.bytes).sum::<u32>(), 8192);
     }
 }

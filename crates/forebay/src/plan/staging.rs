@@ -19,8 +19,10 @@ const SPARE_SLOTS: usize = 8;
 /// The staging memory of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Staging {
-    /// The size of a slot, and of a read at most.
+    /// The size of a read at most.
     pub(crate) chunk_bytes: u64,
+    /// The size of a slot: less than a chunk where all reads that need one are smaller.
+    pub(crate) slot_bytes: u64,
     /// How many slots.
     pub(crate) slots: usize,
     /// Reads in flight at most.
@@ -58,17 +60,20 @@ impl Staging {
             Some(depth) => depth.min(slots),
             None => depth.min(slots - slots / 4),
         };
-        Ok(Self { chunk_bytes, slots, queue_depth })
+        Ok(Self { chunk_bytes, slot_bytes: chunk_bytes, slots, queue_depth })
     }
 
-    /// No more slots than there are reads.
-    pub(crate) fn bounded_by(self, reads: usize) -> Self {
+    /// No more slots than there are reads, nor larger than the largest that goes through one.
+    pub(crate) fn bounded_by(self, reads: usize, slot_bytes_max: u64) -> Self {
         let slots = self.slots.min(reads);
-        Self { slots, queue_depth: self.queue_depth.min(slots), ..self }
+        // A slot is also the token of a read that goes straight into place, so it has some size.
+        let slot_bytes = Alignment::page().up(slot_bytes_max.max(1)).unwrap_or(self.chunk_bytes);
+        let slot_bytes = slot_bytes.min(self.chunk_bytes);
+        Self { slots, slot_bytes, queue_depth: self.queue_depth.min(slots), ..self }
     }
 
     pub(crate) fn bytes(self) -> u64 {
-        self.chunk_bytes * self.slots as u64
+        self.slot_bytes * self.slots as u64
     }
 }
 

@@ -1,0 +1,35 @@
+//! On which NUMA nodes a load's memory lies.
+
+use forebay_device::HostArena;
+use forebay_mem::Region;
+use forebay_mem::numa::{NumaPolicy, ThreadPolicy};
+use std::sync::Arc;
+
+/// Places the memory of a load before it has pages. What is refused stays where the system puts
+/// it, and is told.
+pub(crate) fn place(policy: NumaPolicy, arenas: &[Arc<HostArena>], slab: &Region) -> Vec<String> {
+    if policy == NumaPolicy::Off {
+        return Vec::new();
+    }
+    let mut told: Vec<String> = arenas
+        .iter()
+        .map(|arena| arena.region())
+        .chain([slab])
+        .map(|region| match region.place_on(policy) {
+            Ok(placed) => format!("memory: {placed}"),
+            Err(error) => format!("memory could not be placed: {error}"),
+        })
+        .collect();
+    told.push(match ThreadPolicy::set(policy) {
+        Ok(guard) => format!("page cache: {}", guard.placed()),
+        Err(error) => format!("page cache could not be placed: {error}"),
+    });
+    told.dedup();
+    told
+}
+
+/// Makes pages that this thread, and those it starts, bring in come from the policy's nodes.
+pub(crate) fn of_this_thread(policy: NumaPolicy) -> Option<ThreadPolicy> {
+    // A refusal was told by `place`.
+    ThreadPolicy::set(policy).ok()
+}

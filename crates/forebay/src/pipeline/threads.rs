@@ -1,0 +1,128 @@
+//! The threads of a load: started together, joined together.
+
+use super::upload::{UploadJob, UploadOutcome};
+use crate::error::Error;
+use crate::loaded::Tensors;
+use crate::numa;
+use crate::plan::Plan;
+use crossbeam_channel::Sender;
+use forebay_device::HostArena;
+use forebay_io::{Cancel, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// What there is to do.
+pub(super) struct Work {
+    pub(super) read: ReadJob,
+    /// Dropped when the reads have ended, which gives the disk to the prefetch.
+    pub(super) reads: Sender<()>,
+    pub(super) upload: UploadJob,
+    pub(super) bring: Option<PrefetchJob>,
+    pub(super) arenas: Vec<Arc<HostArena>>,
+    pub(super) tensors: Arc<Tensors>,
+}
+
+/// Those who do it.
+#[derive(Default)]
+pub(super) struct Threads {
+    read: Option<JoinHandle<ReadOutcome>>,
+    upload: Option<JoinHandle<UploadOutcome>>,
+    bring: Option<JoinHandle<PrefetchOutcome>>,
+    populate: Vec<JoinHandle<()>>,
+}
+
+/// What they left.
+pub(super) struct Joined {
+    pub(super) read: ReadOutcome,
+    pub(super) upload: UploadOutcome,
+    pub(super) prefetch: PrefetchOutcome,
+}
+
+impl Threads {
+    pub(super) fn spawn(work: Work, plan: &Plan, cancel: &Cancel) -> Result<Self, Error> {
+        let mut threads = Self::default();
+        match threads.start(work, plan, cancel) {
+            Ok(()) => Ok(threads),
+            Err(source) => {
+                // Those that run end by the flag, or by the other ends of their channels dropping,
+                // and have no error to tell: what is wrong is that there are too few of them.
+                cancel.cancel();
+                let _ = threads.join(cancel);
+                Err(Error::Thread { source })
+            }
+        }
+    }
+
+    fn start(&mut self, work: Work, plan: &Plan, cancel: &Cancel) -> std::io::Result<()> {
+        let Work { read, reads, upload, bring, arenas, tensors } = work;
+        let copies = plan.places.iter().any(Option::is_none);
+        for _ in 0..populating_threads(copies) {
+            let (arenas, stop) = (arenas.clone(), cancel.clone());
+            let work = move || {
+                arenas.iter().for_each(|arena| arena.populate(&|| stop.is_cancelled()));
+            };
+            // Without it, or with fewer, those who fill the memory populate as they go.
+            self.populate.extend(named("forebay-populate", work).ok());
+        }
+        let numa = plan.options.numa;
+        self.upload = Some(named("forebay-upload", move || upload.run())?);
+        let read = move || {
+            // Pages of files come from the nodes of the thread that brings them.
+            let _policy = numa::of_this_thread(numa);
+            let outcome = read.run();
+            drop(reads);
+            outcome
+        };
+        self.read = Some(named("forebay-read", read)?);
+        if let Some(job) = bring {
+            let cancel = cancel.clone();
+            let bring = move || {
+                let _policy = numa::of_this_thread(numa);
+                let outcome = job.run();
+                tensors.resident.end();
+                if outcome.failure.is_some() {
+                    // The load can't end well any more: the others need not go on.
+                    cancel.cancel();
+                }
+                outcome
+            };
+            self.bring = Some(named("forebay-prefetch", bring)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for all of them, and stops populating for a load that has ended early.
+    pub(super) fn join(self, cancel: &Cancel) -> Result<Joined, Error> {
+        // Reader before uploader: the uploader ends when the reader's channel does.
+        let read = self.read.map(JoinHandle::join);
+        let upload = self.upload.map(JoinHandle::join);
+        let bring = self.bring.map(JoinHandle::join);
+        // After a success there is nothing left to populate.
+        cancel.cancel();
+        let populate: Result<(), _> = self.populate.into_iter().try_for_each(JoinHandle::join);
+        let panicked = |name: &str| Error::Internal(format!("the {name} thread panicked"));
+        populate.map_err(|_| panicked("populating"))?;
+        let (Some(read), Some(upload)) = (read, upload) else {
+            return Err(Error::Internal("a thread was never started".to_owned()));
+        };
+        Ok(Joined {
+            read: read.map_err(|_| panicked("reading"))?,
+            upload: upload.map_err(|_| panicked("uploading"))?,
+            prefetch: bring.transpose().map_err(|_| panicked("prefetching"))?.unwrap_or_default(),
+        })
+    }
+}
+
+fn named<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+/// How many threads populate: the cores that the uploader leaves, which helps when it must wait.
+fn populating_threads(copies: bool) -> usize {
+    const THREADS_MAX: usize = 4;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.saturating_sub(usize::from(copies)).clamp(1, THREADS_MAX)
+}

@@ -1,0 +1,112 @@
+//! The second half of making a plan: from what is wanted of each file to its reads.
+
+use super::build::{Builder, Request};
+use super::in_place::Runs;
+use super::reads::{Cut, GAP_BYTES_MAX, Shape, Wanted, cut};
+use super::{PlannedPlace, facts};
+use crate::mode::LoadMode;
+use crate::plan::BackendPlan;
+use forebay_device::Segment;
+use forebay_io::{Access, ModelFile, ReadSpec};
+
+/// A read with all that belongs to it.
+struct PlannedRead {
+    spec: ReadSpec,
+    segments: Vec<Segment>,
+    place: Option<PlannedPlace>,
+}
+
+impl Builder<'_> {
+    /// Cuts what is wanted into reads, file after file, and counts them.
+    pub(super) fn plan_reads(&mut self) {
+        let model = self.plan.model.clone();
+        let mut all: Vec<PlannedRead> = Vec::new();
+        for (index, file) in model.files().iter().enumerate() {
+            let reads = self.cut_file(index, file);
+            let planned = &mut self.plan.files[index];
+            planned.reads = reads.len();
+            planned.read_bytes = reads.iter().map(|read| u64::from(read.spec.need_bytes)).sum();
+            let segments = reads.iter().flat_map(|read| &read.segments);
+            planned.wanted_bytes = segments.map(|segment| u64::from(segment.bytes)).sum();
+            planned.access = match most_common_access(&reads) {
+                Access::Direct if planned.direct_refused.is_some() => Access::DontCache,
+                access => access,
+            };
+            all.extend(reads);
+        }
+        let through_slots = all.iter().filter(|read| read.place.is_none());
+        let slot_bytes_max = through_slots.map(|read| read.spec.bytes.into()).max().unwrap_or(0);
+        self.plan.staging = self.plan.staging.bounded_by(all.len(), slot_bytes_max);
+        self.plan.reads = all.iter().map(|read| read.spec).collect();
+        self.plan.places = all.iter().map(|read| read.place.clone()).collect();
+        self.plan.segments = all.into_iter().map(|read| read.segments).collect();
+    }
+
+    /// The reads of one file in file order, whatever their access.
+    fn cut_file(&mut self, index: usize, file: &ModelFile) -> Vec<PlannedRead> {
+        let mut reads = Vec::new();
+        for access in [Access::Direct, Access::Buffered, Access::Mapped] {
+            let of = |in_place: bool| -> Vec<Wanted> {
+                let of =
+                    |request: &&Request| request.access == access && request.in_place == in_place;
+                self.requests[index].iter().filter(of).map(|it| it.wanted.clone()).collect()
+            };
+            let (placed, mut slotted) = (of(true), of(false));
+            let shape = Shape {
+                file: index,
+                file_bytes: file.bytes(),
+                rounding: self.rounding[index],
+                chunk_bytes: self.plan.staging.chunk_bytes,
+                gap_bytes_max: GAP_BYTES_MAX,
+            };
+            if let Some(arena) = placed.first().map(|first| first.arena) {
+                let layout = &mut self.plan.arenas[arena].layout;
+                let runs = Runs::lay_out(&placed, shape.rounding, layout);
+                let (own, bounced) = runs.part(&placed, &slotted, shape.rounding);
+                slotted.extend(bounced);
+                slotted.sort_by_key(|wanted| wanted.range.start);
+                let cut = cut(Shape { gap_bytes_max: 0, ..shape }, access, &own);
+                reads.extend(planned(cut, |spec| {
+                    let start = runs.arena_offset(spec.offset);
+                    Some(PlannedPlace { arena, range: start..start + u64::from(spec.bytes) })
+                }));
+            }
+            reads.extend(planned(cut(shape, access, &slotted), |_| None));
+        }
+        reads.sort_by_key(|read| read.spec.offset);
+        if takes_cached_bytes(&self.plan.backends) {
+            for PlannedRead { spec, .. } in &mut reads {
+                let range = spec.offset..spec.offset + u64::from(spec.need_bytes);
+                let known = self.plan.files[index].cached_bytes;
+                if spec.access == Access::Direct && facts::is_cached(file, known, range) {
+                    spec.access = Access::Buffered;
+                }
+            }
+        }
+        reads
+    }
+}
+
+fn planned(cut: Cut, place: impl Fn(&ReadSpec) -> Option<PlannedPlace>) -> Vec<PlannedRead> {
+    let reads = cut.reads.into_iter().zip(cut.segments);
+    reads.map(|(spec, segments)| PlannedRead { spec, segments, place: place(&spec) }).collect()
+}
+
+/// Whether direct reads are `auto`'s idea, which prefers the page cache where it serves.
+fn takes_cached_bytes(backends: &[BackendPlan]) -> bool {
+    let requested = |mode: LoadMode| backends.iter().any(|planned| planned.requested == mode);
+    requested(LoadMode::Auto) && !requested(LoadMode::Dio)
+}
+
+/// The access that brings most of the file's bytes; `Mapped` for a file nothing is read from.
+fn most_common_access(reads: &[PlannedRead]) -> Access {
+    let bytes = |access: Access| -> u64 {
+        let of = reads.iter().filter(|read| read.spec.access == access);
+        of.map(|read| u64::from(read.spec.bytes)).sum()
+    };
+    [Access::Mapped, Access::Buffered, Access::Direct]
+        .into_iter()
+        .max_by_key(|&access| bytes(access))
+        .filter(|&access| bytes(access) > 0)
+        .unwrap_or(Access::Mapped)
+}
