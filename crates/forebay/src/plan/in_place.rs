@@ -125,7 +125,7 @@ mod tests {
         let wanted = [piece(5000..9000, 0), piece(9000..9100, 1)];
         let runs = Runs::lay_out(&wanted, BLOCK, &mut layout_of(2));
         let (own, bounced) = runs.part(&wanted, &[piece(0..5000, 0)], BLOCK);
-        assert_eq!(bounced.iter().map(|part| part.range.clone()).collect::<Vec<_>>(), [5000..8192]);
+        assert_eq!((bounced.len(), bounced[0].range.clone()), (1, 5000..8192));
         assert_eq!(own[0].range, 8192..9000);
         assert_eq!(own[0].tensor_offset, 3192);
         assert_eq!(own[1].range, 9000..9100);

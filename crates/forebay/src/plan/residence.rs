@@ -145,6 +145,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn pages(range: &Range<u64>) -> Range<usize> {
+        usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
+    }
+
     proptest! {
         #[test]
         fn every_page_is_covered_once(
@@ -155,9 +159,9 @@ mod tests {
             let mut wanted = vec![false; 256];
             for (start, length) in asked {
                 for part in covered.add(start..start + length) {
-                    (part.start..part.end).for_each(|page| times[page as usize] += 1);
+                    pages(&part).for_each(|page| times[page] += 1);
                 }
-                (start..start + length).for_each(|page| wanted[page as usize] = true);
+                pages(&(start..start + length)).for_each(|page| wanted[page] = true);
             }
             for (times, wanted) in times.into_iter().zip(wanted) {
                 prop_assert_eq!(times, i32::from(wanted));
