@@ -53,7 +53,8 @@ fn more_than_the_machine_has_is_an_error_with_the_need() {
 /// Reads fill the middle of a tensor, the writer its head.
 fn placed() -> (Arc<HostArena>, HostWriter, Slot<Draining>) {
     let (arena, mut writer) = arena([8]);
-    let mut places = writer.places(&[2..8]);
+    let reads = std::slice::from_ref(&(2..8));
+    let mut places = writer.places(reads);
     let (_slab, mut free) = Slab::new(4096, 1).unwrap();
     let mut slot = free.pop().unwrap().fill().aim(places.pop().unwrap());
     slot.buffer().copy_from_slice(b"cdefgh");

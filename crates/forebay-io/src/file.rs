@@ -2,12 +2,17 @@
 
 use crate::cache::{cached_bytes, drop_cached};
 use crate::probe::{DirectAlignment, Readahead, direct_alignment};
+use forebay_mem::FileMapping;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
+use nix::unistd::{AccessFlags, access, geteuid};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// What must not change while a file is being loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +76,9 @@ pub struct ModelFile {
     buffered: File,
     direct: Result<(File, DirectAlignment), Errno>,
     readahead: Readahead,
+    /// On overlay filesystems, whose files `cachestat` knows nothing of: a mapping, which leads to
+    /// the layer below, and so does `mincore`. `None` where the answer could not be believed.
+    layered: Option<OnceLock<Option<FileMapping>>>,
 }
 
 impl ModelFile {
@@ -110,7 +118,8 @@ impl ModelFile {
             other => other,
         };
         let readahead = Readahead::of(device);
-        Ok(Self { path: path.to_owned(), identity, buffered, direct, readahead })
+        let layered = is_overlay(&buffered).then(OnceLock::new);
+        Ok(Self { path: path.to_owned(), identity, buffered, direct, readahead, layered })
     }
 
     /// The path it was opened by.
@@ -152,6 +161,22 @@ impl ModelFile {
         self.readahead
     }
 
+    /// How many bytes of `range` are in the page cache, in whole pages.
+    ///
+    /// # Errors
+    /// As [`cached_bytes`]; `EPERM` too on an overlay for those who neither own the file nor may
+    /// write to it, to whom the kernel would not tell the truth.
+    pub fn cached_bytes(&self, range: Range<u64>) -> Result<u64, Errno> {
+        let Some(mapping) = &self.layered else { return cached_bytes(&self.buffered, range) };
+        let map = || {
+            let may_know =
+                is_owner(&self.buffered) || access(&self.path, AccessFlags::W_OK).is_ok();
+            may_know.then(|| FileMapping::new(&self.buffered, self.bytes()).ok()).flatten()
+        };
+        let mapping = mapping.get_or_init(map).as_ref().ok_or(Errno::EPERM)?;
+        mapping.resident_bytes(range).map_err(|error| error.errno)
+    }
+
     /// Reads up to `bytes` bytes of the file's start, through the page cache: its header. What the
     /// cache held nothing of before it holds nothing of afterwards, nor what lies behind it: a
     /// look at the header neither makes a cold file look warm nor fills the cache by readahead.
@@ -161,7 +186,7 @@ impl ModelFile {
     pub fn read_prefix(&self, bytes: u64) -> io::Result<Vec<u8>> {
         // By offset, not by the descriptor's position, which all users of this file share.
         let range = 0..bytes.min(self.bytes());
-        let is_cold = cached_bytes(&self.buffered, range.clone()) == Ok(0);
+        let is_cold = self.cached_bytes(range.clone()) == Ok(0);
         expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_RANDOM);
         let prefix = self.read_up_to(usize::try_from(range.end).unwrap_or(usize::MAX));
         expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_NORMAL);
@@ -202,6 +227,15 @@ impl ModelFile {
     pub fn identity_now(&self) -> io::Result<FileIdentity> {
         identity(&self.buffered)
     }
+}
+
+fn is_overlay(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|answer| answer.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+}
+
+fn is_owner(file: &File) -> bool {
+    let user = geteuid();
+    user.is_root() || file.metadata().is_ok_and(|metadata| metadata.uid() == user.as_raw())
 }
 
 /// Tells the kernel how `file` will be read.

@@ -22,9 +22,7 @@ pub(super) fn file_plan(file: &ModelFile) -> FilePlan {
         read_bytes: 0,
         wanted_bytes: 0,
         mapped_bytes: 0,
-        cached_bytes: cache::cached_bytes(file.buffered(), 0..file.bytes())
-            .ok()
-            .map(|bytes| bytes.min(file.bytes())),
+        cached_bytes: file.cached_bytes(0..file.bytes()).ok().map(|bytes| bytes.min(file.bytes())),
         is_mapped: false,
         direct_refused: None,
         mapping_refused: None,
@@ -46,7 +44,7 @@ pub(super) fn is_cached(file: &ModelFile, known: Option<u64>, range: Range<u64>)
         Some(_) => {
             let bytes = range.end - range.start;
             let (share, of) = CACHED_SHARE;
-            cache::cached_bytes(file.buffered(), range)
+            file.cached_bytes(range)
                 .is_ok_and(|cached| cached.saturating_mul(of) >= bytes.saturating_mul(share))
         }
         // The kernel tells only owners and writers what is cached. Anyone may try to read

@@ -103,26 +103,33 @@ fn huge_pages() -> Check {
 }
 
 fn numa() -> Check {
-    let node = |entry: &std::fs::DirEntry| {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        name.strip_prefix("node").is_some_and(|number| number.parse::<u32>().is_ok())
-    };
-    let entries = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-    let nodes = entries.filter(node).count().max(1);
-    Check::fact("NUMA", if nodes == 1 { "one node".to_owned() } else { format!("{nodes} nodes") })
+    let nodes = forebay_mem::numa::nodes();
+    if let [only] = nodes.as_slice() {
+        let found = format!("one node with memory ({}): --numa has nothing to choose", only.id);
+        return Check::fact("NUMA", found);
+    }
+    let told: Vec<String> = (nodes.iter())
+        .map(|node| {
+            let (free, all) = (size::show(node.free_bytes), size::show(node.memory_bytes));
+            format!("node {}: {} processors, {free} of {all} free", node.id, node.cpus.len())
+        })
+        .collect();
+    Check::fact("NUMA", told.join("; "))
 }
 
 fn memory() -> Check {
     let text = read("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 =
-            line.trim_start_matches(':').trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).and_then(|line| {
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(size::show(kib << 10))
+    });
+    let total = total.unwrap_or_else(|| "unknown".to_owned());
+    let Some(at_hand) = forebay_mem::memory_at_hand() else {
+        return Check::fact("memory", total);
     };
-    let show = |name| field(name).unwrap_or_else(|| "unknown".to_owned());
-    let (total, available) = (show("MemTotal"), show("MemAvailable"));
-    Check::fact("memory", format!("{total}, {available} available"))
+    let bound = if at_hand.by_cgroup { ", bounded by the cgroup's memory.max" } else { "" };
+    let found = format!("{total}, {} at hand{bound}", size::show(at_hand.bytes));
+    Check::fact("memory", found)
 }
 
 /// What can be known of GPUs without a driver library: the kernel's side.

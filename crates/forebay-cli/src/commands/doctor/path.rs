@@ -3,7 +3,7 @@
 use super::Check;
 use crate::failure::Failure;
 use crate::size;
-use forebay_io::{AlignmentSource, Errno, ModelFile, cache};
+use forebay_io::{AlignmentSource, Errno, ModelFile};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -87,9 +87,10 @@ fn block_device(device: u64) -> Check {
     let device =
         target.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let found = format!(
-        "{device}: sectors of {} bytes, requests of up to {} KiB, scheduler {}",
+        "{device}: sectors of {} bytes, requests of up to {} KiB, readahead {} KiB, scheduler {}",
         field("logical_block_size"),
         field("max_sectors_kb"),
+        field("read_ahead_kb"),
         field("scheduler")
     );
     if field("rotational") == "1" && !device.starts_with("vd") {
@@ -136,7 +137,7 @@ fn read_aligned(file: &File, unit_bytes: u64, file_bytes: u64) -> Result<(), Err
 
 fn page_cache(file: &ModelFile, is_model: bool) -> Check {
     let name = "page cache";
-    match cache::cached_bytes(file.buffered(), 0..file.bytes()) {
+    match file.cached_bytes(0..file.bytes()) {
         Ok(cached) if is_model => {
             let (cached, bytes) = (size::show(cached.min(file.bytes())), size::show(file.bytes()));
             Check::good(name, format!("holds {cached} of {bytes}"))
