@@ -2,7 +2,7 @@
 
 use crate::align::{HUGE_PAGE_BYTES, page_bytes};
 use crate::error::{MemoryError, Operation};
-use crate::populate::Populated;
+use crate::populate::{PageKind, Populated};
 use nix::errno::Errno;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -107,13 +107,21 @@ impl Region {
     /// Populates the next few MiB that nobody has claimed, in order; `false` when there are none
     /// left. Meant for threads that have nothing better to do; several share the work.
     pub fn populate_next(&self) -> bool {
-        self.populated.populate_next(|range| self.populate(range).is_ok())
+        self.populated.populate_next(|range, kind| self.populate_with(range, kind))
     }
 
     /// Makes sure that `range` has its pages, helping with those before it rather than faulting in
     /// what another thread is populating at that moment. Only a matter of speed.
     pub fn ensure_populated(&self, range: &Range<usize>) {
-        self.populated.ensure(range, |range| self.populate(range).is_ok());
+        self.populated.ensure(range, |range, kind| self.populate_with(range, kind));
+    }
+
+    fn populate_with(&self, range: Range<usize>, kind: PageKind) -> bool {
+        if kind == PageKind::Base {
+            // Advice: where it is refused, huge pages serve as well.
+            let _ = self.advise(range.clone(), libc::MADV_NOHUGEPAGE);
+        }
+        self.populate(range).is_ok()
     }
 
     fn advise(&self, range: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
@@ -123,7 +131,7 @@ impl Region {
             return Ok(());
         }
         // SAFETY: the range lies inside this region, and none of the advices used here (huge
-        // pages, populate) changes the contents of memory.
+        // pages or not, populate) changes the contents of memory.
         let answer = unsafe { libc::madvise(self.at(start).cast(), end - start, advice) };
         Errno::result(answer).map(drop)
     }
