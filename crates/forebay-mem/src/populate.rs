@@ -99,7 +99,8 @@ struct Pace(AtomicU64);
 impl Pace {
     fn choose(&self, step: usize) -> PageKind {
         let is_slow = u128::from(self.0.load(Ordering::Relaxed)) > SLOW_STEP.as_nanos();
-        if is_slow && step % LOOK_AGAIN_STEPS != 0 { PageKind::Base } else { PageKind::Huge }
+        let looks_again = step.is_multiple_of(LOOK_AGAIN_STEPS);
+        if is_slow && !looks_again { PageKind::Base } else { PageKind::Huge }
     }
 
     /// One slow step is an accident, several are a habit; one fast step ends it. Base pages are
