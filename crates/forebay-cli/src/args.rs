@@ -4,8 +4,8 @@ use crate::{output, size};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use forebay::{
-    DeviceChoice, EngineChoice, GpuLayers, LoadMode, ModeSpec, NumaPolicy, Options, PlaceRule,
-    Prefetch, Reclaim, Repack,
+    DeviceChoice, Dtype, EngineChoice, GpuLayers, LoadMode, ModeSpec, NumaPolicy, Options,
+    PlaceRule, Prefetch, Reclaim, Repack,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -120,6 +120,10 @@ pub(crate) struct SynthArguments {
     /// gguf or safetensors; by default what the file's name ends in
     #[arg(long)]
     pub(crate) format: Option<SynthFormat>,
+    /// The type of all matrices of a GGUF: Q4_0, Q8_0, Q4_K, Q6_K or BF16; a usual mixture if not
+    /// given
+    #[arg(long, value_name = "TYPE", value_parser = synth_weights)]
+    pub(crate) weights: Option<Dtype>,
     /// The same seed writes the same bytes
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
@@ -183,6 +187,12 @@ fn synth_size(text: &str) -> Result<u64, String> {
     } else {
         Ok(bytes)
     }
+}
+
+fn synth_weights(text: &str) -> Result<Dtype, String> {
+    let known = [Dtype::Q4_0, Dtype::Q8_0, Dtype::Q4_K, Dtype::Q6_K, Dtype::BF16];
+    let named = known.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text));
+    named.ok_or_else(|| format!("'{text}' is none of Q4_0, Q8_0, Q4_K, Q6_K, BF16"))
 }
 
 fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {

@@ -75,7 +75,7 @@ pub struct PrefetchOutcome {
     pub ended: Option<Instant>,
     /// Steps down that it took.
     pub steps: Vec<Step>,
-    /// Why it ended early.
+    /// Why it ended early, if it did; being cancelled is a reason too.
     pub failure: Option<ReadFailure>,
 }
 
@@ -341,7 +341,10 @@ impl Run {
             began: state.began,
             ended: Some(ended),
             steps: state.steps,
-            failure: state.failure,
+            failure: state.failure.or_else(|| {
+                let cancelled = state.prefix < self.steps.len();
+                cancelled.then(|| ReadFailure::general(FailureKind::Cancelled))
+            }),
         }
     }
 }

@@ -65,6 +65,12 @@ impl MemoryError {
         Self::new(operation, offset, bytes, Errno::EINVAL)
     }
 
+    /// Memory that can't be had.
+    #[must_use]
+    pub fn no_room(operation: Operation, bytes: u64) -> Self {
+        Self::new(operation, 0, bytes, Errno::ENOMEM)
+    }
+
     pub(crate) fn new(operation: Operation, offset: u64, bytes: u64, errno: Errno) -> Self {
         Self { operation, offset, bytes, errno }
     }

@@ -1,13 +1,140 @@
-//! stub
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Interleaved;
-impl Interleaved {
-    pub(crate) fn new(_: forebay_format::Dtype, _: usize, _: usize) -> Result<Self, ()> {
-        Err(())
+//! Computing on tensors that are in the CPU's reach, wherever they lie.
+
+use crate::error::Error;
+use crate::loaded::Tensor;
+use forebay_compute::{ComputeError, MatmulError, Shape, WeightBytes, dequantize};
+use forebay_mem::{MappedView, MemoryError, Operation};
+use std::ops::Range;
+
+pub(crate) use forebay_compute::Interleaved;
+
+/// Elements converted at a time: whole blocks of every type, and little enough to stay in the
+/// processor's cache.
+const PIECE_ELEMENTS: usize = 64 << 10;
+
+/// Weights in a mapped file, copied out by the kernel: a file that is cut short is an error.
+struct Mapped<'tensor>(&'tensor MappedView);
+
+impl WeightBytes for Mapped<'_> {
+    type Error = MemoryError;
+
+    fn size_bytes(&self) -> usize {
+        usize::try_from(self.0.bytes()).unwrap_or(usize::MAX)
     }
-    pub(crate) fn scatter(&self, _: u64, _: &[u8], _: &mut [u8]) {}
-    pub(crate) fn gather(&self, _: u64, _: &[u8], _: &mut [u8]) {}
-    pub(crate) fn touched(&self, o: u64, b: u64) -> std::ops::Range<u64> {
-        o..o + b
+
+    fn read<'a>(
+        &'a self,
+        range: Range<usize>,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], MemoryError> {
+        scratch.resize(range.len(), 0);
+        self.0.read_into(range.start as u64, scratch)?;
+        Ok(scratch)
+    }
+}
+
+impl Tensor {
+    /// The matrix that its elements make: all outer dimensions are rows, the innermost is columns.
+    ///
+    /// # Errors
+    /// [`Error::Compute`] for scalars and vectors, and for tensors whose elements do not lie in the
+    /// order of their shape (`ptd.dim_order.*` in the metadata).
+    pub fn matrix_shape(&self) -> Result<Shape, Error> {
+        let reordered = format!("ptd.dim_order.{}", self.name());
+        if self.catalog().metadata().get(&reordered).is_some() {
+            return Err(self.no_matrix("its elements lie in another order than its shape's"));
+        }
+        let Some((columns, rows)) = self.shape().split_last().filter(|(_, rows)| !rows.is_empty())
+        else {
+            return Err(self.no_matrix("it has fewer than two dimensions"));
+        };
+        let rows = rows.iter().try_fold(1_u64, |product, &rows| product.checked_mul(rows));
+        let rows = rows.and_then(|rows| usize::try_from(rows).ok());
+        match rows.zip(usize::try_from(*columns).ok()) {
+            Some((rows, columns)) => Ok(Shape { rows, columns }),
+            None => Err(self.no_matrix("it is larger than the address space")),
+        }
+    }
+
+    fn no_matrix(&self, cause: &str) -> Error {
+        Error::NoMatrix { tensor: self.name().to_owned(), cause: cause.to_owned() }
+    }
+
+    fn compute(&self) -> impl Fn(ComputeError) -> Error + '_ {
+        |source| Error::Compute { tensor: self.name().to_owned(), source }
+    }
+
+    /// Multiplies it as a matrix of *m* rows and *k* columns with `batch` vectors:
+    /// `y[b][m] = Σ w[m][k] · x[b][k]`, in `f32`, on the calling thread's rayon pool. Every dense
+    /// and every GGUF block type serves; interleaved weights ([`Tensor::is_repacked`]) have a loop
+    /// of their own. The number of threads does not show in the result.
+    ///
+    /// `x` holds `batch × k` floats, `y` takes `batch × m`.
+    ///
+    /// # Errors
+    /// [`Error::NoMatrix`]; [`Error::Compute`] for types that are no numbers and slices of other
+    /// lengths; [`Error::Memory`] where a mapped file no longer reaches.
+    pub fn matmul(&self, x: &[f32], batch: usize, y: &mut [f32]) -> Result<(), Error> {
+        let shape = self.matrix_shape()?;
+        if let Some((layout, packed)) = self.repacked() {
+            let product = forebay_compute::matmul_interleaved(&layout, packed, x, batch, y);
+            return product.map_err(self.compute());
+        }
+        let product = match (self.mapped(), self.as_slice()) {
+            (Some(view), _) => {
+                forebay_compute::matmul(self.dtype(), shape, &Mapped(view), x, batch, y)
+            }
+            (None, bytes) => {
+                let bytes = bytes.unwrap_or_default();
+                let product = forebay_compute::matmul(self.dtype(), shape, bytes, x, batch, y);
+                product.map_err(|error| match error {
+                    MatmulError::Weights { source, .. } => match source {},
+                    MatmulError::Refused(refused) => MatmulError::Refused(refused),
+                    other => unreachable!("{other}: weights in memory can be had"),
+                })
+            }
+        };
+        product.map_err(|error| match error {
+            MatmulError::Refused(source) => self.compute()(source),
+            MatmulError::Weights { source, .. } => {
+                Error::memory(format!("tensor '{}' can't be read", self.name()))(source)
+            }
+            other => Error::Internal(other.to_string()),
+        })
+    }
+
+    /// Its elements as `f32`, in the order of the file. The pages of a mapped tensor are given back
+    /// as they are converted, unless the load keeps them ([`crate::Reclaim::Off`]) or has locked
+    /// them: the weights are not resident twice.
+    ///
+    /// # Errors
+    /// As [`Tensor::matmul`]; [`Error::Memory`] too where there is no room for the result.
+    pub fn to_f32(&self) -> Result<Vec<f32>, Error> {
+        let (block_bytes, block) = (self.dtype().block_bytes(), self.dtype().block_elements());
+        let elements = (self.bytes() / block_bytes).checked_mul(block);
+        let elements = elements.and_then(|elements| usize::try_from(elements).ok());
+        let room = || {
+            let bytes = self.bytes();
+            let none = MemoryError::no_room(Operation::Reserve, bytes);
+            Error::memory(format!("tensor '{}' can't be converted", self.name()))(none)
+        };
+        let elements = elements.ok_or_else(room)?;
+        let mut converted = Vec::new();
+        converted.try_reserve_exact(elements).map_err(|_| room())?;
+        let mut scratch = Vec::new();
+        let mut offset = 0;
+        while converted.len() < elements {
+            let start = converted.len();
+            converted.resize((start + PIECE_ELEMENTS).min(elements), 0.0);
+            let piece = &mut converted[start..];
+            let bytes = piece.len() as u64 / block * block_bytes;
+            scratch.resize(usize::try_from(bytes).unwrap_or(0), 0);
+            self.read_into(offset, &mut scratch)?;
+            dequantize(self.dtype(), &scratch, piece).map_err(self.compute())?;
+            self.give_back(offset..offset + bytes);
+            offset += bytes;
+        }
+        self.give_back(0..self.bytes());
+        Ok(converted)
     }
 }

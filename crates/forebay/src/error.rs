@@ -1,5 +1,6 @@
 //! Everything that ends a load, with its remedy.
 
+use forebay_compute::ComputeError;
 use forebay_device::DeviceError;
 use forebay_format::FormatError;
 use forebay_io::{Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
@@ -117,6 +118,22 @@ pub enum Error {
         /// What the system answered.
         source: std::io::Error,
     },
+    /// A tensor that was to be multiplied is no matrix.
+    #[error("tensor '{tensor}' is no matrix: {cause}")]
+    NoMatrix {
+        /// Which.
+        tensor: String,
+        /// Why not.
+        cause: String,
+    },
+    /// What was asked of a tensor can't be computed.
+    #[error("tensor '{tensor}' can't be computed on")]
+    Compute {
+        /// Which.
+        tensor: String,
+        /// Why not.
+        source: ComputeError,
+    },
     /// A thread of the load panicked: a bug of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -166,7 +183,11 @@ impl Error {
                 Some(errno) => return open_remedy(&OpenErrorKind::Errno(errno)),
                 None => "the file ends before its header does: get it again".to_owned(),
             },
-            Self::Device(_) | Self::Cancelled | Self::AlreadyReported => return None,
+            Self::Device(_)
+            | Self::NoMatrix { .. }
+            | Self::Compute { .. }
+            | Self::Cancelled
+            | Self::AlreadyReported => return None,
         })
     }
 }

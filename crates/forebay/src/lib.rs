@@ -25,6 +25,9 @@
 //! with the reasons; nothing of a tensor has been read by then. [`Load`] runs it: an iterator of
 //! tensors as they land. [`Loaded`] owns them all and the [`LoadReport`].
 //!
+//! [`manual::cpu`] tells how tensors that stay on the CPU are mapped, prefetched, locked and given
+//! back.
+//!
 //! # Promises
 //!
 //! - A tensor is handed out whole and right, or not at all.
@@ -41,6 +44,7 @@ mod digest;
 mod error;
 mod loaded;
 mod loader;
+pub mod manual;
 mod mode;
 mod model;
 mod numa;
@@ -54,6 +58,7 @@ mod source;
 pub use backend::{Backend, DeviceChoice};
 pub use digest::sha256_hex;
 pub use error::{Error, ReadContext};
+pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};

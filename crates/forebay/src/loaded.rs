@@ -11,6 +11,7 @@ use forebay_format::{Catalog, Dtype};
 use forebay_mem::{MappedView, MemoryError, Operation, PageLock};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where the bytes of a tensor are.
@@ -30,7 +31,6 @@ pub(crate) struct Tensors {
     /// How far the mapped ones have come.
     pub(crate) resident: Resident,
     /// Whether mapped pages are given back once they have been converted.
-    #[expect(dead_code, reason = "read by the conversions that come with the next change")]
     pub(crate) reclaim: bool,
     /// Held for its drop: pages stay locked as long as any tensor of the load is held.
     pub(crate) _lock: PageLock,
@@ -50,6 +50,19 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.tensors.catalog
+    }
+
+    /// Gives back mapped pages whose bytes have been converted, if the load does that.
+    pub(crate) fn give_back(&self, range: Range<u64>) {
+        if let Some(view) = self.mapped().filter(|_| self.tensors.reclaim) {
+            let start = view.file_offset();
+            // Locked pages stay; what is refused costs memory and no byte.
+            let _ = view.mapping().reclaim(start + range.start..start + range.end);
+        }
+    }
+
     fn entry(&self) -> &forebay_format::Tensor {
         &self.tensors.catalog.tensors()[self.index]
     }
@@ -169,7 +182,10 @@ impl Tensor {
             return view.read_into(offset, buffer).map_err(Error::memory(failed()));
         }
         match (self.repacked(), self.as_slice()) {
-            (Some((layout, packed)), _) => layout.gather(offset, packed, buffer),
+            (Some((layout, packed)), _) => {
+                let gathered = layout.gather(offset, packed, buffer);
+                gathered.expect("a range inside the tensor, checked above");
+            }
             (None, Some(bytes)) => {
                 let start = usize::try_from(offset).expect("an offset inside a tensor in memory");
                 buffer.copy_from_slice(&bytes[start..start + buffer.len()]);

@@ -6,7 +6,7 @@
 
 use crate::args::{BenchArguments, CacheChoice, SynthFormat};
 use crate::ceiling::{self, SHAPES, Shape};
-use crate::commands::synth;
+use crate::commands::synth::{self, Recipe};
 use crate::failure::Failure;
 use crate::{interrupt, output, size};
 use forebay::{LoadMode, Model, ModelSummary};
@@ -121,7 +121,8 @@ fn synthesise(arguments: &BenchArguments) -> Result<(PathBuf, tempfile::TempDir)
     let path = folder.path().join("synthetic.gguf");
     let size = size::show(arguments.size);
     output::notice(&format!("writing a synthetic model of {size} to {}", path.display()));
-    synth::write(&path, arguments.size, SynthFormat::Gguf, 0)?;
+    let recipe = Recipe { format: SynthFormat::Gguf, weights: None, seed: 0 };
+    synth::write(&path, arguments.size, recipe)?;
     Ok((path, folder))
 }
 

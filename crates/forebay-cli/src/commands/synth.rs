@@ -36,7 +36,16 @@ struct Shapes {
     feed_forward: u64,
     layers: u64,
     vocabulary: u64,
-    format: SynthFormat,
+    recipe: Recipe,
+}
+
+/// What is written.
+#[derive(Clone, Copy)]
+pub(crate) struct Recipe {
+    pub(crate) format: SynthFormat,
+    /// The type of all matrices of a GGUF; the usual mixture if none is given.
+    pub(crate) weights: Option<Dtype>,
+    pub(crate) seed: u64,
 }
 
 pub(crate) fn run(arguments: &SynthArguments) -> Result<(), Failure> {
@@ -50,27 +59,29 @@ pub(crate) fn run(arguments: &SynthArguments) -> Result<(), Failure> {
             return Err(Failure::new(message, Some("give --format gguf or safetensors")));
         }
     };
-    let bytes = write(&arguments.out, arguments.size, format, arguments.seed)?;
+    let weights = arguments.weights;
+    if weights.is_some() && format == SynthFormat::Safetensors {
+        let message = "--weights is for GGUF; safetensors models are BF16".to_owned();
+        return Err(Failure::new(message, Some("leave --weights out")));
+    }
+    let recipe = Recipe { format, weights, seed: arguments.seed };
+    let bytes = write(&arguments.out, arguments.size, recipe)?;
     output::line(&format!("{}: {}", arguments.out.display(), size::show(bytes)))
 }
 
 /// Writes the model beside its place and moves it there when it is whole and on the disk.
 /// Returns its size.
-pub(crate) fn write(
-    out: &Path,
-    size_bytes: u64,
-    format: SynthFormat,
-    seed: u64,
-) -> Result<u64, Failure> {
+pub(crate) fn write(out: &Path, size_bytes: u64, recipe: Recipe) -> Result<u64, Failure> {
+    let Recipe { format, seed, .. } = recipe;
     let failed =
         |error: &io::Error| Failure::caused(format!("{}: can't be written", out.display()), error);
     let folder = match out.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let tensors = Shapes::scaled_to(size_bytes, format).tensors();
+    let tensors = Shapes::scaled_to(size_bytes, recipe).tensors();
     let header = match format {
-        SynthFormat::Gguf => gguf_header(&Shapes::scaled_to(size_bytes, format), &tensors),
+        SynthFormat::Gguf => gguf_header(&Shapes::scaled_to(size_bytes, recipe), &tensors),
         SynthFormat::Safetensors => safetensors_header(&tensors),
     };
     let file = tempfile::Builder::new()
@@ -126,7 +137,7 @@ fn write_all(
 }
 
 impl Shapes {
-    fn scaled_to(size_bytes: u64, format: SynthFormat) -> Self {
+    fn scaled_to(size_bytes: u64, recipe: Recipe) -> Self {
         const MIB: u64 = 1 << 20;
         let (hidden, vocabulary): (u64, u64) = match size_bytes {
             0..MIB => (256, 64),
@@ -138,7 +149,7 @@ impl Shapes {
             _ => (8192, 128_256),
         };
         let feed_forward = (hidden * 11 / 4).next_multiple_of(256);
-        let mut shapes = Self { hidden, feed_forward, layers: 0, vocabulary, format };
+        let mut shapes = Self { hidden, feed_forward, layers: 0, vocabulary, recipe };
         let total = |shapes: &Self| shapes.tensors().iter().map(SynthTensor::bytes).sum::<u64>();
         let rest_bytes = total(&shapes);
         shapes.layers = 1;
@@ -152,7 +163,7 @@ impl Shapes {
     }
 
     fn embeddings(&self) -> [SynthTensor; 2] {
-        let (embeddings, output) = match self.format {
+        let (embeddings, output) = match self.recipe.format {
             SynthFormat::Gguf => {
                 (("token_embd.weight", Dtype::Q8_0), ("output.weight", Dtype::Q6_K))
             }
@@ -162,7 +173,7 @@ impl Shapes {
         };
         [embeddings, output].map(|(name, dtype)| SynthTensor {
             name: name.to_owned(),
-            dtype,
+            dtype: self.recipe.weights.unwrap_or(dtype),
             shape: vec![self.vocabulary, self.hidden],
         })
     }
@@ -173,7 +184,7 @@ impl Shapes {
         for layer in 0..self.layers {
             self.push_layer(layer, &mut tensors);
         }
-        let (name, dtype) = match self.format {
+        let (name, dtype) = match self.recipe.format {
             SynthFormat::Gguf => ("output_norm.weight", Dtype::F32),
             SynthFormat::Safetensors => ("model.norm.weight", Dtype::BF16),
         };
@@ -197,8 +208,11 @@ impl Shapes {
             ("ffn_down", Dtype::Q6_K, "mlp.down_proj", &[hidden, feed_forward]),
         ];
         for (gguf, dtype, safetensors, shape) in parts {
-            let (name, dtype) = match self.format {
-                SynthFormat::Gguf => (format!("blk.{layer}.{gguf}.weight"), dtype),
+            let (name, dtype) = match self.recipe.format {
+                SynthFormat::Gguf => {
+                    let weights = self.recipe.weights.filter(|_| shape.len() > 1);
+                    (format!("blk.{layer}.{gguf}.weight"), weights.unwrap_or(dtype))
+                }
                 SynthFormat::Safetensors => {
                     (format!("model.layers.{layer}.{safetensors}.weight"), Dtype::BF16)
                 }
@@ -234,7 +248,7 @@ fn fill(rng: &mut Rng, tensor: &SynthTensor, piece: &mut [u8]) {
 /// Where in a block the half-precision scales are.
 fn scale_offsets(dtype: Dtype) -> &'static [usize] {
     match dtype {
-        Dtype::Q8_0 => &[0],
+        Dtype::Q4_0 | Dtype::Q8_0 => &[0],
         Dtype::Q4_K => &[0, 2],
         // Its scale comes last: 128 + 64 + 16 bytes of quants and sub-scales before it.
         Dtype::Q6_K => &[208],

@@ -16,7 +16,9 @@ pub(super) fn check(
         return Err(error.clone().into());
     }
     // It stops the reads, so it comes before what they say of that.
-    if let Some(failure) = &prefetch.failure {
+    if let Some(failure) = &prefetch.failure
+        && failure.kind != FailureKind::Cancelled
+    {
         check_identities(plan)?;
         let tensors = plan.model.catalog().tensors();
         let at = |tensor: &&forebay_format::Tensor| {
@@ -37,6 +39,10 @@ pub(super) fn check(
         }
         let context = context(plan, failure);
         return Err(Error::Read { context, failure: failure.clone() });
+    }
+    // Its own error came above: somebody asked it to stop.
+    if prefetch.failure.is_some() {
+        return Err(Error::Cancelled);
     }
     check_identities(plan)
 }

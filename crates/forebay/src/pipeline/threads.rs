@@ -66,10 +66,15 @@ impl Threads {
         }
         let numa = plan.options.numa;
         self.upload = Some(named("forebay-upload", move || upload.run())?);
+        let stop = cancel.clone();
         let read = move || {
             // Pages of files come from the nodes of the thread that brings them.
             let _policy = numa::of_this_thread(numa);
             let outcome = read.run();
+            if outcome.schedule.failure().is_some() {
+                // Without these tensors the load has failed: nobody needs the mapped ones.
+                stop.cancel();
+            }
             drop(reads);
             outcome
         };

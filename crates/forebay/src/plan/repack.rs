@@ -1,9 +1,9 @@
 //! Which tensors are repacked for the CPU's matrix products, and how.
 
 use crate::backend::Backend;
-use crate::compute::Interleaved;
 use crate::loader::{Options, Repack};
 use crate::mode::LoadMode;
+use forebay_compute::{Interleaved, Shape};
 use forebay_device::Arrange;
 use forebay_format::Tensor;
 use std::ops::Range;
@@ -25,7 +25,7 @@ pub(super) fn layout(
     let (columns, outer) = tensor.shape.split_last()?;
     let rows = outer.iter().try_fold(1_u64, |product, rows| product.checked_mul(*rows))?;
     let (rows, columns) = (usize::try_from(rows).ok()?, usize::try_from(*columns).ok()?);
-    Interleaved::new(tensor.dtype, rows, columns).ok().filter(|_| tensor.bytes > 0)
+    Interleaved::new(tensor.dtype, Shape { rows, columns }).ok().filter(|_| tensor.bytes > 0)
 }
 
 /// Tells a device how a tensor is repacked while it is copied.
@@ -34,10 +34,11 @@ pub(crate) struct Rearranged(pub(crate) Interleaved);
 
 impl Arrange for Rearranged {
     fn scatter(&self, offset: u64, bytes: &[u8], arranged: &mut [u8]) {
-        self.0.scatter(offset, bytes, arranged);
+        let scattered = self.0.scatter(offset, bytes, arranged);
+        scattered.expect("the plan's segments lie inside their tensors");
     }
 
     fn touched(&self, offset: u64, bytes: u64) -> Range<u64> {
-        self.0.touched(offset, bytes)
+        self.0.touched(offset, usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 }

@@ -1,0 +1,4 @@
+//! Prose that belongs to the library: what is done with each kind of tensor, and why.
+
+#[doc = include_str!("cpu.md")]
+pub mod cpu {}
