@@ -164,6 +164,8 @@ impl Load {
             mapping.map(|mapping| Arc::new(mapping.expect("a regular file can be mapped")))
         };
         let mappings = self.files.iter().enumerate().map(map).collect();
+        let whole = |read: &ReadSpec| vec![read.offset..read.offset + u64::from(read.need_bytes)];
+        let reclaim = self.reads.iter().map(whole).collect();
         let reads: Arc<[ReadSpec]> = self.reads.into();
         let mut schedule =
             Schedule::new(reads, &alignments, self.slots, self.performer, self.fallback);
@@ -180,7 +182,7 @@ impl Load {
             full,
             cancel: self.cancel,
             queue_depth: self.queue_depth,
-            reclaim: true,
+            reclaim,
             fault: self.fault,
         }
     }

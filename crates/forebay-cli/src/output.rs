@@ -78,6 +78,7 @@ pub(crate) fn backends(backends: &[BackendReport]) -> Result<(), Failure> {
 
 /// A load's report for people.
 pub(crate) fn report(report: &LoadReport) -> Result<(), Failure> {
+    report.why.iter().try_for_each(|why| line(&format!("- {why}")))?;
     backends(&report.backends)?;
     for file in &report.files {
         self::file(file)?;

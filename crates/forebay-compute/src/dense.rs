@@ -12,11 +12,15 @@
 //!         row 3      Σ         Σ         Σ
 //! ```
 //!
-//! The lanes of a Σ are added up when a panel (some columns of some rows, decoded) is through.
+//! Rows are multiplied [`SPAN`] columns at a time, with all inputs, so that what is used again is
+//! still in the first-level cache: three inputs' spans while the rows pass, one after the other.
+//! The lanes of a Σ are added up at a span's end. Weights and inputs are laid out span by span
+//! ([`Inputs`]): rows and inputs of a power of two, which they like to be, would else all claim
+//! the same few lines of the caches.
 //!
 //! (The crate `gemm` isn't used: its functions are `unsafe`, and it transposes weights that are
 //! multiplied by few inputs. On these shapes this loop is faster than it, and than the safe
-//! `ndarray` and `faer`: see the crate's documentation.)
+//! `ndarray` and `faer`.)
 //!
 //! An output's terms are added in the same order whichever row of a tile it belongs to, however
 //! many inputs there are, and on whatever thread.
@@ -24,21 +28,62 @@
 #![expect(clippy::needless_range_loop, reason = "indices name rows and inputs of several arrays")]
 
 use crate::machine::{Kernel, LANES, Machine};
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// Rows multiplied at once.
 pub(crate) const ROWS: usize = 4;
 /// Inputs multiplied at once.
 const INPUTS: usize = 3;
+/// Columns multiplied before the lanes are added up. Three inputs' are 12 KiB.
+pub(crate) const SPAN: usize = 1024;
 
-/// Some decoded columns of some rows, and the inputs they are multiplied with.
+/// The spans of some columns: all of [`SPAN`] columns but the last, which may be shorter.
+pub(crate) fn spans(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = columns.end;
+    columns.step_by(SPAN).map(move |first| first..end.min(first + SPAN))
+}
+
+/// Inputs, span by span: a span of each input, then the next span of each.
+pub(crate) struct Inputs<'a> {
+    values: Cow<'a, [f32]>,
+    batch: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// Rearranges inputs of some columns each, which lie one after the other.
+    pub(crate) fn new(x: &'a [f32], columns: usize, batch: usize) -> Self {
+        if batch == 1 {
+            return Self { values: Cow::Borrowed(x), batch };
+        }
+        let mut values = Vec::with_capacity(x.len());
+        for span in spans(0..columns) {
+            for input in x.chunks_exact(columns) {
+                values.extend_from_slice(&input[span.clone()]);
+            }
+        }
+        Self { values: Cow::Owned(values), batch }
+    }
+
+    /// The single input, if it is one.
+    pub(crate) fn single(&self) -> Option<&[f32]> {
+        (self.batch == 1).then_some(&self.values)
+    }
+
+    /// A span of each input, one after the other.
+    pub(crate) fn span(&self, span: Range<usize>) -> &[f32] {
+        &self.values[span.start * self.batch..span.end * self.batch]
+    }
+}
+
+/// A span of some decoded rows and of the inputs they are multiplied with.
 pub(crate) struct Panel<'a, 'y> {
     /// Row after row, `width` elements each.
     pub(crate) weights: &'a [f32],
-    /// Columns of the panel.
-    pub(crate) width: usize,
-    /// The inputs from the panel's first column on; each begins `stride` after the one before.
+    /// Input after input, `width` elements each.
     pub(crate) x: &'a [f32],
-    pub(crate) stride: usize,
+    /// Columns of the span.
+    pub(crate) width: usize,
     /// Outputs of the panel's rows, a slice for each input; products are added to them.
     pub(crate) y: &'a mut [&'y mut [f32]],
     /// Where in those slices the panel's first row is.
@@ -91,7 +136,7 @@ impl Panel<'_, '_> {
         }
         let mut inputs: [&[f32]; B] = [&[]; B];
         for b in 0..B {
-            inputs[b] = &self.x[(input + b) * self.stride..][..self.width];
+            inputs[b] = &self.x[(input + b) * self.width..][..self.width];
         }
         let sums = dot_products(machine, rows, inputs);
         for b in 0..B {

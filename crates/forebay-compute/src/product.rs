@@ -17,7 +17,7 @@
 //! number of threads can't show in the results.
 
 use crate::decode::{Decoder, decoder};
-use crate::dense::{Panel, ROWS};
+use crate::dense::{Inputs, Panel, ROWS, SPAN, spans};
 use crate::direct::{Q4_0, Q8_0, Rows};
 use crate::error::{ComputeError, MatmulError, Operand};
 use crate::machine::dispatch;
@@ -25,16 +25,20 @@ use crate::shape::{Shape, check_length};
 use crate::weights::WeightBytes;
 use forebay_format::Dtype;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Weights that a tile has at least, if there are as many: much beside what a task costs, little
 /// enough that threads end together.
 const TILE_BYTES: usize = 128 << 10;
 
-/// Rows of a panel.
-const PANEL_ROWS: usize = 16;
-/// Columns of a panel, whole blocks of every type. A panel is 64 KiB, and what [`Panel`]
-/// multiplies at once (4 rows, 3 inputs) 28 KiB: the second-level cache and the first.
-const PANEL_COLUMNS: usize = 1024;
+/// Columns of a panel, whole spans and whole blocks of every type: most rows in one.
+const PANEL_COLUMNS: usize = 4096;
+/// Rows of a panel for a few inputs: 64 KiB, and no row is read far ahead of the others.
+const PANEL_ROWS: usize = ROWS;
+/// Rows of a panel for many inputs, which are then fetched from afar less often.
+const PANEL_ROWS_OF_BATCH: usize = 4 * ROWS;
+/// From how many inputs on they are many.
+const BATCH: usize = 8;
 
 /// Multiplies weights with `batch` inputs: `y[b][m] = Σ w[m][k] · x[b][k]`, in `f32`.
 ///
@@ -64,6 +68,7 @@ pub fn matmul<W: WeightBytes + ?Sized>(
         return Ok(());
     }
     let tile_rows = tiling.tile_rows();
+    let x = Inputs::new(x, shape.columns, batch);
     tile_outputs(y, shape.rows, tile_rows).into_par_iter().enumerate().try_for_each_init(
         Scratch::default,
         |Scratch { bytes, elements }, (tile, mut y)| {
@@ -74,7 +79,7 @@ pub fn matmul<W: WeightBytes + ?Sized>(
                 .read(range.clone(), bytes)
                 .map_err(|source| MatmulError::Weights { bytes: range, source })?;
             check_length(Operand::Weights, expected, rows.len())?;
-            tiling.multiply(rows, x, &mut y, elements);
+            tiling.multiply(rows, &x, &mut y, elements);
             Ok(())
         },
     )
@@ -107,8 +112,8 @@ pub(crate) struct Tiling {
     dtype: Dtype,
     columns: usize,
     row_bytes: usize,
-    /// The bytes of a panel's columns in one row.
-    panel_row_bytes: usize,
+    /// The bytes of a span of a row.
+    span_bytes: usize,
     decode: Decoder,
 }
 
@@ -116,8 +121,8 @@ impl Tiling {
     pub(crate) fn new(dtype: Dtype, shape: Shape) -> Result<Self, ComputeError> {
         let decode = decoder(dtype)?;
         let row_bytes = shape.row_bytes(dtype)?;
-        let panel_row_bytes = Shape { rows: 1, columns: PANEL_COLUMNS }.row_bytes(dtype)?;
-        Ok(Self { dtype, columns: shape.columns, row_bytes, panel_row_bytes, decode })
+        let span_bytes = Shape { rows: 1, columns: SPAN }.row_bytes(dtype)?;
+        Ok(Self { dtype, columns: shape.columns, row_bytes, span_bytes, decode })
     }
 
     /// Rows of a tile.
@@ -130,41 +135,56 @@ impl Tiling {
     pub(crate) fn multiply(
         &self,
         rows: &[u8],
-        x: &[f32],
+        x: &Inputs<'_>,
         y: &mut [&mut [f32]],
         elements: &mut Vec<f32>,
     ) {
-        match (self.dtype, y) {
-            (Dtype::Q4_0, [y]) if self.columns > 0 => {
+        match (self.dtype, x.single(), y) {
+            (Dtype::Q4_0, Some(x), [y]) if self.columns > 0 => {
                 dispatch(Rows::<_, 18> { block: Q4_0, bytes: rows, x, y });
             }
-            (Dtype::Q8_0, [y]) if self.columns > 0 => {
+            (Dtype::Q8_0, Some(x), [y]) if self.columns > 0 => {
                 dispatch(Rows::<_, 34> { block: Q8_0, bytes: rows, x, y });
             }
-            (_, y) => self.multiply_decoded(rows, x, y, elements),
+            (_, _, y) => self.multiply_decoded(rows, x, y, elements),
         }
     }
 
     fn multiply_decoded(
         &self,
         rows: &[u8],
-        x: &[f32],
+        x: &Inputs<'_>,
         y: &mut [&mut [f32]],
         elements: &mut Vec<f32>,
     ) {
         y.iter_mut().for_each(|y| y.fill(0.0));
         let row_count = y[0].len();
-        for first_row in (0..row_count).step_by(PANEL_ROWS) {
-            let panel_rows = PANEL_ROWS.min(row_count - first_row);
-            for (panel, column) in (0..self.columns).step_by(PANEL_COLUMNS).enumerate() {
-                let width = PANEL_COLUMNS.min(self.columns - column);
-                elements.resize(panel_rows * width, 0.0);
-                for (row, out) in elements.chunks_exact_mut(width).enumerate() {
-                    let row = &rows[(first_row + row) * self.row_bytes..][..self.row_bytes];
-                    (self.decode)(&row[panel * self.panel_row_bytes..], out);
+        let most_rows = if y.len() < BATCH { PANEL_ROWS } else { PANEL_ROWS_OF_BATCH };
+        for first_row in (0..row_count).step_by(most_rows) {
+            let count = most_rows.min(row_count - first_row);
+            let rows = &rows[first_row * self.row_bytes..][..count * self.row_bytes];
+            for first in (0..self.columns).step_by(PANEL_COLUMNS) {
+                let columns = first..self.columns.min(first + PANEL_COLUMNS);
+                elements.resize(count * columns.len(), 0.0);
+                self.decode_panel(rows, columns.clone(), elements);
+                for span in spans(columns) {
+                    let weights = &elements[count * (span.start - first)..][..count * span.len()];
+                    let (x, width) = (x.span(span.clone()), span.len());
+                    dispatch(Panel { weights, x, width, y, first_row });
                 }
-                let (weights, x, stride) = (&elements[..], &x[column..], self.columns);
-                dispatch(Panel { weights, width, x, stride, y, first_row });
+            }
+        }
+    }
+
+    /// Decodes some columns of rows, each row from its first to its last, as that is how memory is
+    /// read fastest; span by span, each a span of every row.
+    fn decode_panel(&self, rows: &[u8], columns: Range<usize>, elements: &mut [f32]) {
+        let count = elements.len() / columns.len();
+        for (row, bytes) in rows.chunks_exact(self.row_bytes).enumerate() {
+            for span in spans(columns.clone()) {
+                let out = count * (span.start - columns.start) + row * span.len();
+                let bytes = &bytes[span.start / SPAN * self.span_bytes..];
+                (self.decode)(bytes, &mut elements[out..][..span.len()]);
             }
         }
     }

@@ -156,15 +156,18 @@ impl HostWriter {
     /// anything is written.
     ///
     /// # Panics
-    /// If the ranges are not in order, overlap, or lie outside of the arena, or places were given
-    /// before.
+    /// If the ranges are not in order, overlap, or lie outside of the arena; if places were given
+    /// before, or a tensor has been published.
     #[must_use]
     pub fn places(&mut self, ranges: &[Range<u64>]) -> Vec<Place> {
         assert!(self.places.is_empty(), "places are given once");
+        let published = |home: &Home| home.published.load(Ordering::Relaxed);
+        assert!(!self.arena.homes.iter().any(published), "places come before any tensor is whole");
         assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "places overlap");
         let mut places = Vec::with_capacity(ranges.len());
         for range in ranges.iter().map(inside) {
-            // SAFETY: the ranges are disjoint (checked above) and given once; the writer writes to
+            // SAFETY: the ranges are disjoint, given once, and no tensor is published yet, so nobody
+            // reads them (all checked above); the writer writes to
             // none of them (`write` checks), and no tensor that reaches into one is published, and
             // so read, before its place is returned (`publish` checks).
             let (place, watch) = unsafe { Place::new(&self.arena.region, range.clone()) };

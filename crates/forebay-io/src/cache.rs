@@ -73,9 +73,3 @@ pub fn drop_cached(file: &File, range: Range<u64>) -> Result<(), Errno> {
     let (offset, bytes) = (signed(range.start)?, signed(range.end - range.start)?);
     posix_fadvise(file, offset, bytes, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
 }
-
-/// Tells the kernel that `file` is read from front to back, which widens its readahead.
-pub fn expect_sequential(file: &File) {
-    // Advice only: a filesystem that refuses it reads as before.
-    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
-}

@@ -6,7 +6,7 @@ use forebay_mem::FileMapping;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
-use nix::unistd::{AccessFlags, access, geteuid};
+use nix::unistd::geteuid;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
@@ -164,14 +164,14 @@ impl ModelFile {
     /// How many bytes of `range` are in the page cache, in whole pages.
     ///
     /// # Errors
-    /// As [`cached_bytes`]; `EPERM` too on an overlay for those who neither own the file nor may
-    /// write to it, to whom the kernel would not tell the truth.
+    /// As [`cached_bytes`]; `EPERM` too on an overlay for those who don't own the file, to whom the
+    /// kernel might not tell the truth.
     pub fn cached_bytes(&self, range: Range<u64>) -> Result<u64, Errno> {
         let Some(mapping) = &self.layered else { return cached_bytes(&self.buffered, range) };
         let map = || {
-            let may_know =
-                is_owner(&self.buffered) || access(&self.path, AccessFlags::W_OK).is_ok();
-            may_know.then(|| FileMapping::new(&self.buffered, self.bytes()).ok()).flatten()
+            is_owner(&self.buffered)
+                .then(|| FileMapping::new(&self.buffered, self.bytes()).ok())
+                .flatten()
         };
         let mapping = mapping.get_or_init(map).as_ref().ok_or(Errno::EPERM)?;
         mapping.resident_bytes(range).map_err(|error| error.errno)

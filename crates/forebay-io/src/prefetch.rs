@@ -69,9 +69,7 @@ pub struct PrefetchOutcome {
     pub resident_bytes: u64,
     /// How long it took, the look at the end not included.
     pub elapsed: Duration,
-    /// When the first bytes were there.
-    pub began: Option<Instant>,
-    /// When the last ones were.
+    /// When the last byte was there.
     pub ended: Option<Instant>,
     /// Steps down that it took.
     pub steps: Vec<Step>,
@@ -138,7 +136,6 @@ struct State {
     /// Steps done without a gap.
     prefix: usize,
     populated_bytes: u64,
-    began: Option<Instant>,
     steps: Vec<Step>,
     failure: Option<ReadFailure>,
 }
@@ -186,16 +183,19 @@ impl Run {
     }
 
     /// Sets the readahead of faults: none while it could take the disk from other reads, or where
-    /// every step is asked for anyway.
+    /// every step is asked for anyway. Once for each file, from its first range to its last: each
+    /// range by itself would cut the mapping into more areas than the kernel allows.
     fn expect(&self, expect: Expect) {
-        for MappedRange { file, range } in &self.job.ranges {
-            let large = self.job.files[*file].readahead().is_large();
-            let alone = self.is_alone.load(Ordering::Relaxed);
-            let expect = if alone && large { Expect::Normal } else { expect };
-            if let Some(mapping) = self.mapping(*file) {
-                // Advice: refused, it costs order on the disk and no byte.
-                let _ = mapping.expect(range.clone(), expect);
-            }
+        let alone = self.is_alone.load(Ordering::Relaxed);
+        for (file, mapping) in self.job.mappings.iter().enumerate() {
+            let ranges = self.job.ranges.iter().filter(|it| it.file == file).map(|it| &it.range);
+            let hull = ranges.fold(u64::MAX..0, |hull, range| {
+                hull.start.min(range.start)..hull.end.max(range.end)
+            });
+            let Some(mapping) = mapping.as_ref().filter(|_| !hull.is_empty()) else { continue };
+            let large = self.job.files[file].readahead().is_large();
+            // Advice: refused, it costs order on the disk and no byte.
+            let _ = mapping.expect(hull, if alone && large { Expect::Normal } else { expect });
         }
     }
 
@@ -263,8 +263,14 @@ impl Run {
         if !self.populate_refused.load(Ordering::Relaxed) {
             match mapping.populate(range.clone()) {
                 Ok(()) => return Ok(()),
-                Err(error) if error.errno == Errno::EFAULT => {}
-                Err(error) => self.step_down(file, error.errno, range.start),
+                // The kernel has no such call, or a filter forbids it.
+                Err(error)
+                    if matches!(error.errno, Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) =>
+                {
+                    self.step_down(file, error.errno, range.start);
+                }
+                // Of this range alone; copying out tells what is wrong with it, if anything is.
+                Err(_) => {}
             }
         }
         // Copying out brings pages in as well, and says exactly what is wrong where it can't.
@@ -310,7 +316,6 @@ impl Run {
             Ok(()) => {
                 state.populated_bytes += range.end - range.start;
                 state.done[index] = true;
-                state.began.get_or_insert_with(Instant::now);
                 let before = state.prefix;
                 while state.done.get(state.prefix) == Some(&true) {
                     state.prefix += 1;
@@ -338,7 +343,6 @@ impl Run {
             populated_bytes: state.populated_bytes,
             resident_bytes,
             elapsed: ended - started,
-            began: state.began,
             ended: Some(ended),
             steps: state.steps,
             failure: state.failure.or_else(|| {

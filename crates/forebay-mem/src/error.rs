@@ -21,8 +21,6 @@ pub enum Operation {
     ReadMapping,
     /// Copying out of a tensor in memory.
     ReadTensor,
-    /// Locking pages (`mlock`).
-    Lock,
     /// Giving pages back (`madvise(MADV_DONTNEED)`).
     Reclaim,
 }
@@ -37,7 +35,6 @@ impl fmt::Display for Operation {
             Self::MapFile => "mapping the file",
             Self::ReadMapping => "reading the mapped file",
             Self::ReadTensor => "reading the tensor",
-            Self::Lock => "locking memory",
             Self::Reclaim => "giving memory back",
         })
     }

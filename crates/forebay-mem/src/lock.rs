@@ -64,6 +64,17 @@ impl PageLock {
         self.report.errno = self.report.errno.or(errno.filter(|_| allowed < bytes));
     }
 
+    /// Faults in what is locked and not there yet, all at once: for systems where pages can't be
+    /// populated.
+    pub fn lock_in(&self) {
+        for (mapping, range) in &self.locked {
+            let bytes = length(range.end - range.start);
+            // SAFETY: a range of the mapping that is held, locked already; no byte changes. What is
+            // refused comes, and is locked, when it is touched.
+            unsafe { libc::mlock(mapping.address(range.start).cast(), bytes) };
+        }
+    }
+
     /// What is locked: the mapping and the range, in the order of locking.
     pub fn locked(&self) -> impl Iterator<Item = (&Arc<FileMapping>, Range<u64>)> {
         let inside = |(mapping, range): &(Arc<FileMapping>, Range<u64>)| {

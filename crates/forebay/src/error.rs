@@ -27,6 +27,26 @@ impl ReadContext {
     }
 }
 
+/// What stands in the way of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LockBound {
+    /// The kernel refused: RLIMIT_MEMLOCK, where there is one.
+    Memlock,
+    /// What the rest of the load leaves of the memory at hand.
+    Memory {
+        /// Bytes.
+        left_bytes: u64,
+        /// Whether a cgroup's limit bounds it, rather than the machine.
+        by_cgroup: bool,
+    },
+    /// The tensors lie in more separate pieces than a process may have areas of memory.
+    Pieces {
+        /// How many may be locked.
+        most: usize,
+    },
+}
+
 /// What ends a load. [`Error::remedy`] says what to do about it, where that is known.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -98,8 +118,8 @@ pub enum Error {
         refused_bytes: u64,
         /// RLIMIT_MEMLOCK, where there is one.
         limit_bytes: Option<u64>,
-        /// What the cgroup has left, where that is what they don't fit in.
-        cgroup_bytes: Option<u64>,
+        /// What they don't fit in.
+        bound: LockBound,
         /// What the system answered.
         errno: Errno,
     },
@@ -168,8 +188,8 @@ impl Error {
             Self::Changed { .. } => {
                 "load it again once nobody writes to it (a download still running?)".to_owned()
             }
-            Self::LockRefused { requested_bytes, limit_bytes, cgroup_bytes, .. } => {
-                lock_remedy(*requested_bytes, *limit_bytes, *cgroup_bytes)
+            Self::LockRefused { requested_bytes, limit_bytes, bound, .. } => {
+                lock_remedy(*requested_bytes, *limit_bytes, *bound)
             }
             Self::Memory { source, .. } => return memory_remedy(source.operation),
             Self::Device(DeviceError::OutOfMemory { .. }) => {
@@ -240,21 +260,25 @@ fn memory_remedy(operation: Operation) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn lock_remedy(
-    requested_bytes: u64,
-    limit_bytes: Option<u64>,
-    cgroup_bytes: Option<u64>,
-) -> String {
+fn lock_remedy(requested_bytes: u64, limit_bytes: Option<u64>, bound: LockBound) -> String {
     let need_kib = requested_bytes.div_ceil(1024);
-    match (cgroup_bytes, limit_bytes) {
-        (Some(left), _) => format!(
-            "the cgroup has {left} bytes left and {requested_bytes} are needed: raise its \
+    match (bound, limit_bytes) {
+        (LockBound::Memory { left_bytes, by_cgroup: true }, _) => format!(
+            "the cgroup has {left_bytes} bytes left and {requested_bytes} are needed: raise its \
              memory.max (docker run --memory, MemoryMax= of the service), or use --load-mode mlock"
         ),
-        (None, Some(limit)) => format!(
+        (LockBound::Memory { left_bytes, .. }, _) => format!(
+            "the machine has {left_bytes} bytes left and {requested_bytes} are needed: free \
+             memory, or use --load-mode mlock"
+        ),
+        (LockBound::Pieces { most }, _) => format!(
+            "the tensors lie in more than {most} separate pieces: raise the limit of memory areas \
+             (sysctl vm.max_map_count), or use --load-mode mlock"
+        ),
+        (LockBound::Memlock, Some(limit)) => format!(
             "the limit is {limit} bytes and {requested_bytes} are needed: ulimit -l {need_kib} \
              (as root, or LimitMEMLOCK= of the service), or use --load-mode mlock"
         ),
-        (None, None) => "free memory, or use --load-mode mlock".to_owned(),
+        (LockBound::Memlock, None) => "free memory, or use --load-mode mlock".to_owned(),
     }
 }

@@ -57,7 +57,7 @@ mod source;
 
 pub use backend::{Backend, DeviceChoice};
 pub use digest::sha256_hex;
-pub use error::{Error, ReadContext};
+pub use error::{Error, LockBound, ReadContext};
 pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};

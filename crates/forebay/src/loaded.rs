@@ -32,8 +32,8 @@ pub(crate) struct Tensors {
     pub(crate) resident: Resident,
     /// Whether mapped pages are given back once they have been converted.
     pub(crate) reclaim: bool,
-    /// Held for its drop: pages stay locked as long as any tensor of the load is held.
-    pub(crate) _lock: PageLock,
+    /// Held for its drop too: pages stay locked as long as any tensor of the load is held.
+    pub(crate) lock: PageLock,
 }
 
 impl Tensors {

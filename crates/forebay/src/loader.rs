@@ -85,26 +85,13 @@ impl FromStr for EngineChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reclaim {
-    /// Where it costs nothing: for `mmap` loads to a device.
+    /// Where it costs nothing, which is wherever mapped bytes were copied, converted or repacked.
     #[default]
     Auto,
-    /// Always.
+    /// The same, for those who say what they want.
     On,
     /// Never: the pages stay mapped.
     Off,
-}
-
-impl FromStr for Reclaim {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "on" => Ok(Self::On),
-            "off" => Ok(Self::Off),
-            _ => Err(format!("'{text}' is none of auto, on, off")),
-        }
-    }
 }
 
 /// Whether mapped tensors are brought into memory ahead of use.
@@ -120,18 +107,25 @@ pub enum Prefetch {
     Off,
 }
 
-impl FromStr for Prefetch {
-    type Err = String;
+/// Both are spelt alike.
+macro_rules! from_auto_on_off {
+    ($($choice:ident),*) => {
+        $(impl FromStr for $choice {
+            type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "on" => Ok(Self::On),
-            "off" => Ok(Self::Off),
-            _ => Err(format!("'{text}' is none of auto, on, off")),
-        }
-    }
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    "auto" => Ok(Self::Auto),
+                    "on" => Ok(Self::On),
+                    "off" => Ok(Self::Off),
+                    _ => Err(format!("'{text}' is none of auto, on, off")),
+                }
+            }
+        })*
+    };
 }
+
+from_auto_on_off! { Reclaim, Prefetch }
 
 /// Whether weights of `cpu` and `host` are laid out anew for the CPU's matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

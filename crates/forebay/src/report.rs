@@ -165,6 +165,8 @@ pub struct LoadReport {
     pub time: TimeReport,
     pub memory: MemoryReport,
     pub prefetch: PrefetchReport,
+    /// The reasons of the plan, one sentence each.
+    pub why: Vec<String>,
     /// sha256 by tensor; filled by [`LoadReport::add_digests`].
     pub digests: BTreeMap<String, String>,
 }
@@ -290,6 +292,7 @@ impl LoadReport {
                 seconds: prefetch.elapsed.as_secs_f64(),
                 gib_per_s: gib_per_s(prefetch.populated_bytes, prefetch.elapsed),
             },
+            why: plan.why.clone(),
             digests: BTreeMap::new(),
         }
     }

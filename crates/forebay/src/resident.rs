@@ -1,13 +1,15 @@
 //! How far the mapped tensors of a load have come into memory, for those who wait for one.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Shared by the load's threads and its tensors.
 #[derive(Debug, Default)]
 pub(crate) struct Resident {
     state: Mutex<State>,
     changed: Condvar,
+    first: OnceLock<Instant>,
     /// By tensor: the position from which on it is there.
     ready_at: HashMap<usize, u64>,
 }
@@ -21,10 +23,21 @@ struct State {
 }
 
 impl Resident {
-    /// For tensors with these positions; nobody has begun to bring them.
-    pub(crate) fn new(tensors: &[(usize, u64)]) -> Self {
+    /// For tensors with these positions, if somebody will bring them.
+    pub(crate) fn new(tensors: &[(usize, u64)], comes: bool) -> Self {
         let ready_at = tensors.iter().copied().collect();
-        Self { ready_at, ..Self::default() }
+        let state = State { ended: !comes, ..State::default() };
+        Self { ready_at, state: Mutex::new(state), ..Self::default() }
+    }
+
+    /// When the first tensor was there.
+    pub(crate) fn first(&self) -> Option<Instant> {
+        self.first.get().copied()
+    }
+
+    /// A tensor is there now.
+    pub(crate) fn note_tensor(&self) {
+        self.first.get_or_init(Instant::now);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

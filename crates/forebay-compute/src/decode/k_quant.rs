@@ -16,13 +16,6 @@
 use super::{eight, half_at, nibbles, write};
 use crate::machine::{LANES, Machine};
 
-/// The two-bit integers of eight elements from `at` on.
-#[inline(always)]
-fn two_bits<M: Machine>(machine: M, bytes: &[u8], at: usize) -> M::Integers {
-    let bytes = machine.widen(eight(bytes, at / 128 * 32 + at % 32));
-    bits(machine, bytes, 2 * (at / 32 % 4), 3)
-}
-
 /// The bits of each lane from bit `lowest` on that `mask` has.
 #[inline(always)]
 fn bits<M: Machine>(machine: M, lanes: M::Integers, lowest: usize, mask: u32) -> M::Integers {
@@ -30,35 +23,56 @@ fn bits<M: Machine>(machine: M, lanes: M::Integers, lowest: usize, mask: u32) ->
     machine.and(moved, machine.splat_integer(mask))
 }
 
+/// The eights of a block in the order in which the types of 16 groups hold them: for each place in
+/// 32 bytes of two-bit integers, whose four runs of 32 elements are decoded together, the half
+/// of the block and the first element in the run.
+#[inline(always)]
+fn places() -> impl Iterator<Item = (usize, usize)> {
+    (0..8).map(|place| (place / 4, place % 4 * LANES))
+}
+
 #[inline(always)]
 pub(super) fn q2_k<M: Machine>(machine: M, block: &[u8; 84], out: &mut [f32; 256]) {
-    let (scales, q) = (&block[..16], &block[16..80]);
+    let (packed, q) = (&block[..16], &block[16..80]);
     let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-    for at in (0..256).step_by(LANES) {
-        let group = scales[at / 16];
-        let scale = machine.splat(d * f32::from(group & 15));
-        let min = machine.splat(dmin * f32::from(group >> 4));
-        let q = machine.convert(two_bits(machine, q, at));
-        write(machine, machine.subtract(machine.multiply(scale, q), min), out, at);
+    let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
+    for group in 0..16 {
+        scales[group] = d * f32::from(packed[group] & 15);
+        mins[group] = dmin * f32::from(packed[group] >> 4);
+    }
+    for (half, first) in places() {
+        let q = machine.widen(eight(q, 32 * half + first));
+        for run in 0..4 {
+            let at = 128 * half + 32 * run + first;
+            let scale = machine.splat(scales[at / 16]);
+            let scaled = machine.multiply(scale, machine.convert(bits(machine, q, 2 * run, 3)));
+            write(machine, machine.subtract(scaled, machine.splat(mins[at / 16])), out, at);
+        }
     }
 }
 
 #[inline(always)]
 pub(super) fn q3_k<M: Machine>(machine: M, block: &[u8; 110], out: &mut [f32; 256]) {
-    let (third, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let (third, q, packed) = (&block[..32], &block[32..96], &block[96..108]);
     let d = half_at(block, 108);
-    for at in (0..256).step_by(LANES) {
+    let mut scales = [0.0; 16];
+    for group in 0..16 {
         // Four bits from the first eight bytes, lower halves first, two from the last four.
-        let group = at / 16;
-        let low = (scales[group % 8] >> (4 * (group / 8))) & 15;
-        let high = (scales[8 + group % 4] >> (2 * (group / 4))) & 3;
-        let scale = machine.splat(d * (f32::from(low | high << 4) - 32.0));
-        // The third bit is kept inverted: where it is 0, four are taken off.
-        let third = machine.widen(eight(third, at % 32));
-        let third = machine.shift_left::<2>(bits(machine, third, at / 32, 1));
-        let q = machine.convert(machine.or(two_bits(machine, q, at), third));
-        let q = machine.subtract(q, machine.splat(4.0));
-        write(machine, machine.multiply(scale, q), out, at);
+        let low = (packed[group % 8] >> (4 * (group / 8))) & 15;
+        let high = (packed[8 + group % 4] >> (2 * (group / 4))) & 3;
+        scales[group] = d * (f32::from(low | high << 4) - 32.0);
+    }
+    for (half, first) in places() {
+        let q = machine.widen(eight(q, 32 * half + first));
+        let third = machine.widen(eight(third, first));
+        for run in 0..4 {
+            let at = 128 * half + 32 * run + first;
+            // The third bit is kept inverted: where it is 0, four are taken off.
+            let third = machine.shift_left::<2>(bits(machine, third, 4 * half + run, 1));
+            let q = machine.convert(machine.or(bits(machine, q, 2 * run, 3), third));
+            let q = machine.subtract(q, machine.splat(4.0));
+            write(machine, machine.multiply(machine.splat(scales[at / 16]), q), out, at);
+        }
     }
 }
 
@@ -115,15 +129,22 @@ pub(super) fn q5_k<M: Machine>(machine: M, block: &[u8; 176], out: &mut [f32; 25
 
 #[inline(always)]
 pub(super) fn q6_k<M: Machine>(machine: M, block: &[u8; 210], out: &mut [f32; 256]) {
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let (low, high, packed) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half_at(block, 208);
-    for at in (0..256).step_by(LANES) {
-        let scale = machine.splat(d * f32::from(scales[at / 16].cast_signed()));
-        // Of 64 bytes of low halves the lower are elements 0 to 63, the upper 64 to 127.
-        let low = nibbles(machine, eight(low, at / 128 * 64 + at % 64), at / 64 % 2);
-        let high = machine.shift_left::<4>(two_bits(machine, high, at));
-        let q = machine.convert(machine.or(low, high));
-        let q = machine.subtract(q, machine.splat(32.0));
-        write(machine, machine.multiply(scale, q), out, at);
+    let mut scales = [0.0; 16];
+    for group in 0..16 {
+        scales[group] = d * f32::from(packed[group].cast_signed());
+    }
+    for (half, first) in places() {
+        let high = machine.widen(eight(high, 32 * half + first));
+        for run in 0..4 {
+            let at = 128 * half + 32 * run + first;
+            // Of 64 bytes of low halves the lower are elements 0 to 63, the upper 64 to 127.
+            let low = nibbles(machine, eight(low, 64 * half + 32 * (run % 2) + first), run / 2);
+            let high = machine.shift_left::<4>(bits(machine, high, 2 * run, 3));
+            let q = machine.convert(machine.or(low, high));
+            let q = machine.subtract(q, machine.splat(32.0));
+            write(machine, machine.multiply(machine.splat(scales[at / 16]), q), out, at);
+        }
     }
 }

@@ -17,6 +17,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices name inputs and registers of arrays")]
 
 use super::{GROUP_ROWS, Interleaved, LINE_BYTES, LINES_OFFSET, PART_BYTES};
+use crate::dense::Inputs;
 use crate::direct::{BLOCK, NIBBLE_UNIT};
 use crate::error::{ComputeError, Operand};
 use crate::machine::{Kernel, LANES, Machine, dispatch};
@@ -68,7 +69,8 @@ pub fn matmul_interleaved(
         if !rest.is_empty() {
             let mut y: Vec<&mut [f32]> =
                 y.iter_mut().map(|y| &mut y[groups * GROUP_ROWS..]).collect();
-            tiling.multiply(rest, x, &mut y, &mut Vec::new());
+            let x = Inputs::new(x, columns, batch);
+            tiling.multiply(rest, &x, &mut y, &mut Vec::new());
         }
     });
     Ok(())

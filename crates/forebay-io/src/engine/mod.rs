@@ -50,8 +50,9 @@ pub struct ReadJob {
     pub cancel: Cancel,
     /// Reads in flight at most.
     pub queue_depth: usize,
-    /// Whether mapped pages are given back once they have been copied.
-    pub reclaim: bool,
+    /// By read: what of the file is given back once it has been copied out of a mapping. Rounded
+    /// inward, so that pages of which others use a part stay.
+    pub reclaim: Vec<Vec<Range<u64>>>,
     /// For tests.
     pub fault: Option<Box<dyn Fault>>,
 }

@@ -169,15 +169,15 @@ fn perform(shared: &Shared, slot: &mut Slot<Filling>, op: &Op) -> Result<u32, Er
     let (files, mapping, reclaim) = {
         let job = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
         let mapping = job.mappings.get(op.file).cloned().flatten();
-        (std::sync::Arc::clone(&job.files), mapping, job.reclaim)
+        let reclaim = job.reclaim.get(op.read).cloned().unwrap_or_default();
+        (std::sync::Arc::clone(&job.files), mapping, reclaim)
     };
     let file = &files[op.file];
     match op.access {
         Access::Mapped => {
             let mapping = mapping.ok_or(Errno::EOPNOTSUPP)?;
             mapping.read_into(op.offset, buffer).map_err(|error| error.errno)?;
-            if reclaim {
-                let range = op.offset..op.offset + u64::from(op.bytes);
+            for range in reclaim {
                 let bytes = mapping.reclaim(range).unwrap_or(0);
                 shared.reclaimed_bytes.fetch_add(bytes, Ordering::Relaxed);
             }

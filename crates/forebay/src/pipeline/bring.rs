@@ -30,6 +30,7 @@ pub(super) fn announcer(
             && ready_at <= position
         {
             *announced += 1;
+            tensors.resident.note_tensor();
             placed_bytes.fetch_add(catalog.tensors()[tensor].bytes, Ordering::Relaxed);
             // The channel holds every tensor of the plan: sending never waits.
             let _ = landed.send(Landed(tensor));

@@ -1,15 +1,20 @@
 //! The memory of a load: arenas, mappings, their locks, and where each tensor is.
 
-use crate::error::Error;
+use crate::error::{Error, LockBound};
 use crate::loaded::{TensorMemory, Tensors};
 use crate::loader::Reclaim;
 use crate::plan::{Home, Plan, Rearranged};
 use crate::resident::Resident;
-use forebay_device::{HostArena, HostWriter};
-use forebay_io::MappedRange;
-use forebay_mem::{FileMapping, LockReport, PageLock, Place, memlock_limit_bytes, memory_at_hand};
+use forebay_device::{HostArena, HostWriter, Segment};
+use forebay_io::{Access, MappedRange, ReadSpec};
+use forebay_mem::{
+    FileMapping, LockReport, MemoryAtHand, PageLock, Place, memlock_limit_bytes, memory_at_hand,
+};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// What GGUF puts between tensors to align them, with no room for another one.
+const PADDING_BYTES_MAX: u64 = 31;
 
 /// The mapping of each file that the plan maps.
 pub(super) type Mappings = Vec<Option<Arc<FileMapping>>>;
@@ -75,11 +80,9 @@ pub(super) fn lock(plan: &Plan, mappings: &Mappings) -> Result<PageLock, Error> 
     if !residence.lock {
         return Ok(lock);
     }
-    // What a cgroup can't hold is not refused by the kernel: it kills whoever asks for it.
-    let at_hand = memory_at_hand().filter(|memory| memory.by_cgroup);
-    for MappedRange { file, range } in residence.ranges.iter() {
-        let locked_bytes = lock.report().locked_bytes;
-        let room = at_hand.map_or(u64::MAX, |memory| memory.bytes.saturating_sub(locked_bytes));
+    let allowed = Allowed::now(plan);
+    for (index, MappedRange { file, range }) in residence.ranges.iter().enumerate() {
+        let room = allowed.room(index, lock.report().locked_bytes);
         if let Some(mapping) = &mappings[*file] {
             lock.lock(mapping, range.clone(), room);
         }
@@ -88,19 +91,77 @@ pub(super) fn lock(plan: &Plan, mappings: &Mappings) -> Result<PageLock, Error> 
         LockReport { errno: Some(errno), requested_bytes, refused_bytes, .. }
             if residence.strict =>
         {
-            let cgroup_bytes = at_hand.map(|memory| memory.bytes);
-            let cgroup_bytes = cgroup_bytes.filter(|&bytes| bytes < requested_bytes);
             let limit_bytes = memlock_limit_bytes();
-            Err(Error::LockRefused {
-                requested_bytes,
-                refused_bytes,
-                limit_bytes,
-                cgroup_bytes,
-                errno,
-            })
+            let bound = allowed.bound(residence.ranges.len(), requested_bytes);
+            Err(Error::LockRefused { requested_bytes, refused_bytes, limit_bytes, bound, errno })
         }
         _ => Ok(lock),
     }
+}
+
+/// What may be locked, by what the kernel does not refuse but punishes: memory that is not there,
+/// for which it kills, and more areas of memory than a process may have, after which nothing can
+/// be mapped any more, by anybody in the process.
+struct Allowed {
+    memory: Option<MemoryAtHand>,
+    pieces: usize,
+}
+
+impl Allowed {
+    fn now(plan: &Plan) -> Self {
+        /// The kernel's default, where it does not tell.
+        const MAP_COUNT: usize = 65_530;
+        let owned: u64 = plan.arenas.iter().map(|arena| arena.layout.bytes).sum();
+        let owned = owned.saturating_add(plan.staging.bytes());
+        let left = |memory: MemoryAtHand| MemoryAtHand {
+            bytes: memory.bytes.saturating_sub(owned),
+            ..memory
+        };
+        let map_count = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+        let map_count = map_count.and_then(|text| text.trim().parse().ok()).unwrap_or(MAP_COUNT);
+        // A locked piece is an area of its own and makes another of what lies behind it; as many
+        // again are left to the rest of the process.
+        Self { memory: memory_at_hand().map(left), pieces: map_count / 4 }
+    }
+
+    /// The bytes that a piece may lock, by its number and what is locked already.
+    fn room(&self, piece: usize, locked_bytes: u64) -> u64 {
+        if piece >= self.pieces {
+            return 0;
+        }
+        self.memory.map_or(u64::MAX, |memory| memory.bytes.saturating_sub(locked_bytes))
+    }
+
+    /// What the whole does not fit in.
+    fn bound(&self, pieces: usize, requested_bytes: u64) -> LockBound {
+        match self.memory {
+            _ if pieces > self.pieces => LockBound::Pieces { most: self.pieces },
+            Some(MemoryAtHand { bytes, by_cgroup }) if bytes < requested_bytes => {
+                LockBound::Memory { left_bytes: bytes, by_cgroup }
+            }
+            _ => LockBound::Memlock,
+        }
+    }
+}
+
+/// By read: what of the file its copies leave behind in a mapping, to be given back.
+pub(super) fn reclaimable(plan: &Plan) -> Vec<Vec<Range<u64>>> {
+    if plan.options.reclaim == Reclaim::Off {
+        return Vec::new();
+    }
+    let of_read = |(spec, segments): (&ReadSpec, &Vec<Segment>)| {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for segment in segments.iter().filter(|_| spec.access == Access::Mapped) {
+            let start = spec.offset + u64::from(segment.slot_offset);
+            let end = start + u64::from(segment.bytes);
+            match ranges.last_mut() {
+                Some(last) if start <= last.end + PADDING_BYTES_MAX => last.end = last.end.max(end),
+                _ => ranges.push(start..end),
+            }
+        }
+        ranges
+    };
+    plan.reads.iter().zip(plan.segments.iter()).map(of_read).collect()
 }
 
 /// The ranges that the load brings in: all of them, or those that are locked, or none.
@@ -149,6 +210,6 @@ impl Tensors {
             .collect();
         let reclaim = plan.options.reclaim != Reclaim::Off;
         let backends = plan.tensor_backends.clone();
-        Self { catalog, memory, backends, resident, reclaim, _lock: lock }
+        Self { catalog, memory, backends, resident, reclaim, lock }
     }
 }

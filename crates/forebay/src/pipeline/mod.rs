@@ -21,18 +21,18 @@ mod upload;
 
 use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
-use crate::loader::{Hooks, ProgressCallback, Reclaim};
+use crate::loader::{Hooks, ProgressCallback};
 use crate::numa;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
 use crate::resident::Resident;
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use forebay_device::HostUploader;
 use forebay_io::{
     Access, Cancel, Fallback, Filled, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome, Schedule,
 };
-use forebay_mem::{Alignment, LockReport, Slab};
-use memory::{Arenas, lock, map_files, ranges_to_bring, reserve_arenas};
+use forebay_mem::{Alignment, Free, LockReport, Slab, Slot};
+use memory::{Arenas, lock, map_files, ranges_to_bring, reclaimable, reserve_arenas};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -103,17 +103,11 @@ impl Load {
         }
         let locked = lock.report();
         let ranges = ranges_to_bring(plan, &mappings, &lock);
-        let resident = Resident::new(&plan.residence.tensors);
+        let comes = plan.residence.prefetch && !ranges.is_empty();
+        let resident = Resident::new(&plan.residence.tensors, comes);
         let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock, resident));
-        let slots = plan.staging.slots;
-        let slot_bytes = usize::try_from(plan.staging.slot_bytes).unwrap_or(usize::MAX);
-        let (slab, tokens) =
-            Slab::new(slot_bytes, slots).map_err(Error::memory("no room for staging memory"))?;
-        let (free_sender, free) = bounded(slots);
-        let (full, full_receiver) = bounded::<Filled>(slots);
-        for token in tokens {
-            free_sender.send(token).map_err(|_| Error::Internal("no free list".to_owned()))?;
-        }
+        let (slab, free_sender, free) = staging(plan)?;
+        let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
         let (landed_sender, landed) = bounded(plan.homes.len() + 1);
         let numa = numa::place(plan.options.numa, &arenas, slab.region());
         let placed_bytes = Arc::new(AtomicU64::new(0));
@@ -144,7 +138,7 @@ impl Load {
             full,
             cancel: cancel.clone(),
             queue_depth: plan.staging.queue_depth,
-            reclaim: plan.options.reclaim != Reclaim::Off,
+            reclaim: reclaimable(plan),
             fault,
         };
         let work = Work { read: job, reads, upload, bring, arenas, tensors: Arc::clone(&tensors) };
@@ -220,7 +214,7 @@ impl Load {
         self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The next tensor that has landed; `None` once the uploader has ended.
+    /// The next tensor that has landed; `None` once nobody is left to bring any.
     fn wait_for_landed(&mut self) -> Option<usize> {
         if let Some(index) = self.ready.pop_front() {
             return Some(index);
@@ -256,7 +250,7 @@ impl Load {
             moment.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(self.started))
         };
         let run_time = after(upload.last_placed).max(after(prefetch.ended));
-        let firsts = [upload.first_placed, prefetch.began];
+        let firsts = [upload.first_placed, self.tensors.resident.first()];
         let first_time = after(firsts.into_iter().flatten().min());
         let (lock, numa) = (self.locked, std::mem::take(&mut self.numa));
         self.outcome = Some(Outcome { read, upload, prefetch, lock, numa, first_time, run_time });
@@ -293,6 +287,20 @@ impl Drop for Load {
             let _ = threads.join(&self.cancel);
         }
     }
+}
+
+/// The staging memory, and the channel that its free slots go round in.
+#[allow(clippy::type_complexity, reason = "a channel's two ends")]
+fn staging(plan: &Plan) -> Result<(Arc<Slab>, Sender<Slot<Free>>, Receiver<Slot<Free>>), Error> {
+    let slots = plan.staging.slots;
+    let slot_bytes = usize::try_from(plan.staging.slot_bytes).unwrap_or(usize::MAX);
+    let (slab, tokens) =
+        Slab::new(slot_bytes, slots).map_err(Error::memory("no room for staging memory"))?;
+    let (sender, free) = bounded(slots);
+    for token in tokens {
+        sender.send(token).map_err(|_| Error::Internal("no free list".to_owned()))?;
+    }
+    Ok((slab, sender, free))
 }
 
 fn schedule(plan: &Plan) -> Schedule {

@@ -2,7 +2,7 @@
 
 use super::UploadOutcome;
 use crate::error::{Error, ReadContext};
-use crate::plan::Plan;
+use crate::plan::{Home, Plan};
 use forebay_io::{FailureKind, FileIdentity, PrefetchOutcome, ReadFailure, ReadOutcome};
 
 /// Whether everything arrived, from files that are still what they were.
@@ -21,11 +21,14 @@ pub(super) fn check(
     {
         check_identities(plan)?;
         let tensors = plan.model.catalog().tensors();
-        let at = |tensor: &&forebay_format::Tensor| {
-            Some(tensor.file) == failure.file && tensor.end() > failure.offset
+        let at = |&index: &usize| {
+            let tensor = &tensors[index];
+            plan.homes[index] == Home::Mapped
+                && Some(tensor.file) == failure.file
+                && tensor.end() > failure.offset
         };
         let path = failure.file.map(|file| plan.files[file].path.clone());
-        let tensor = tensors.iter().find(at).map(|tensor| tensor.name.clone());
+        let tensor = (0..tensors.len()).find(at).map(|index| tensors[index].name.clone());
         let context = ReadContext { path, tensor };
         return Err(Error::Read { context, failure: failure.clone() });
     }

@@ -56,7 +56,8 @@ impl Threads {
     fn start(&mut self, work: Work, plan: &Plan, cancel: &Cancel) -> std::io::Result<()> {
         let Work { read, reads, upload, bring, arenas, tensors } = work;
         let copies = plan.places.iter().any(Option::is_none);
-        for _ in 0..populating_threads(copies) {
+        let populating = if arenas.is_empty() { 0 } else { populating_threads(copies) };
+        for _ in 0..populating {
             let (arenas, stop) = (arenas.clone(), cancel.clone());
             let work = move || {
                 arenas.iter().for_each(|arena| arena.populate(&|| stop.is_cancelled()));
@@ -65,30 +66,34 @@ impl Threads {
             self.populate.extend(named("forebay-populate", work).ok());
         }
         let numa = plan.options.numa;
-        self.upload = Some(named("forebay-upload", move || upload.run())?);
-        let stop = cancel.clone();
+        let stop = StopUnlessWell::new(cancel);
+        let upload = move || {
+            let outcome = upload.run();
+            stop.end(outcome.failure.is_none());
+            outcome
+        };
+        self.upload = Some(named("forebay-upload", upload)?);
+        let stop = StopUnlessWell::new(cancel);
         let read = move || {
             // Pages of files come from the nodes of the thread that brings them.
             let _policy = numa::of_this_thread(numa);
             let outcome = read.run();
-            if outcome.schedule.failure().is_some() {
-                // Without these tensors the load has failed: nobody needs the mapped ones.
-                stop.cancel();
-            }
+            stop.end(outcome.schedule.failure().is_none());
             drop(reads);
             outcome
         };
         self.read = Some(named("forebay-read", read)?);
         if let Some(job) = bring {
-            let cancel = cancel.clone();
+            let stop = StopUnlessWell::new(cancel);
             let bring = move || {
                 let _policy = numa::of_this_thread(numa);
+                let _end = EndOfBringing(&tensors);
                 let outcome = job.run();
-                tensors.resident.end();
-                if outcome.failure.is_some() {
-                    // The load can't end well any more: the others need not go on.
-                    cancel.cancel();
+                if !outcome.steps.is_empty() {
+                    // Pages that came otherwise than by populating may not have been locked.
+                    tensors.lock.lock_in();
                 }
+                stop.end(outcome.failure.is_none());
                 outcome
             };
             self.bring = Some(named("forebay-prefetch", bring)?);
@@ -115,6 +120,40 @@ impl Threads {
             upload: upload.map_err(|_| panicked("uploading"))?,
             prefetch: bring.transpose().map_err(|_| panicked("prefetching"))?.unwrap_or_default(),
         })
+    }
+}
+
+/// Stops the load when its owner ends otherwise than well: by an error, or by a panic. The others
+/// need not go on with what can't become whole.
+struct StopUnlessWell {
+    cancel: Cancel,
+    is_well: bool,
+}
+
+impl StopUnlessWell {
+    fn new(cancel: &Cancel) -> Self {
+        Self { cancel: cancel.clone(), is_well: false }
+    }
+
+    fn end(mut self, is_well: bool) {
+        self.is_well = is_well;
+    }
+}
+
+impl Drop for StopUnlessWell {
+    fn drop(&mut self) {
+        if !self.is_well {
+            self.cancel.cancel();
+        }
+    }
+}
+
+/// However the bringing ends, those who wait for a tensor hear of it.
+struct EndOfBringing<'load>(&'load Tensors);
+
+impl Drop for EndOfBringing<'_> {
+    fn drop(&mut self) {
+        self.0.resident.end();
     }
 }
 

@@ -202,7 +202,7 @@ impl<'input> Builder<'input> {
         file: &ModelFile,
     ) -> Result<Access, Error> {
         let auto = requested == LoadMode::Auto;
-        let wants_direct = mode == LoadMode::Dio || (auto && mode == LoadMode::None);
+        let wants_direct = mode == LoadMode::Dio || auto;
         let Err(errno) = file.direct() else {
             return Ok(if wants_direct { Access::Direct } else { Access::Buffered });
         };

@@ -62,7 +62,7 @@ impl Builder<'_> {
             if let Some(arena) = placed.first().map(|first| first.arena) {
                 let layout = &mut self.plan.arenas[arena].layout;
                 let runs = Runs::lay_out(&placed, shape.rounding, layout);
-                let (own, bounced) = runs.part(&placed, &slotted, shape.rounding);
+                let (own, bounced) = Runs::part(&placed, &slotted, shape.rounding);
                 slotted.extend(bounced);
                 slotted.sort_by_key(|wanted| wanted.range.start);
                 let cut = cut(Shape { gap_bytes_max: 0, ..shape }, access, &own);

@@ -2,9 +2,9 @@
 //!
 //! A direct read wants file offset, memory address and length aligned alike. So the memory is laid
 //! out as the file is: each run of neighbouring tensors gets a range of the arena that is congruent
-//! to the file modulo the alignment, rounded outward, and is read into as a whole. Where a block
-//! at the end of a run is also wanted by a read for another backend, it is read once, by that one,
-//! and the bytes of this run are copied out of its slot.
+//! to the file modulo the alignment, rounded outward, and is read into as a whole. A block that is
+//! also wanted for another backend is read once, for that one, and the bytes of this run are copied
+//! out of its slot.
 //!
 //! ```text
 //!   file    │ other tensor ▒▒│▒ this run ██│███████████│███▒        │
@@ -53,42 +53,29 @@ impl Runs {
         base + (offset - run.start)
     }
 
-    /// Parts `wanted` into what is read into place and what others' reads bring: the bytes in the
-    /// first and the last block of a run that a read for one of `others` touches too. `others` is
-    /// in file order.
+    /// Parts `wanted`, which is in file order and disjoint, into what is read into place and what
+    /// others' reads bring: the bytes in blocks that a read for one of `others` touches too.
     pub(crate) fn part(
-        &self,
         wanted: &[Wanted],
         others: &[Wanted],
         rounding: Alignment,
     ) -> (Vec<Wanted>, Vec<Wanted>) {
-        // Others may overlap each other; what they cover does not.
-        let covered = extents(others, Alignment::BYTE, 0);
-        let is_shared = |block: &Range<u64>| {
-            let first = covered.partition_point(|other| other.end <= block.start);
-            covered.get(first).is_some_and(|other| other.start < block.end)
-        };
-        let mut own = Vec::new();
-        let mut bounced = Vec::new();
-        for (run, _) in &self.runs {
-            let head = run.start..run.start + rounding.bytes();
-            let tail = run.end - rounding.bytes()..run.end;
-            let start = if is_shared(&head) { head.end } else { run.start };
-            let end = if is_shared(&tail) { tail.start } else { run.end };
-            let first = wanted.partition_point(|piece| piece.range.end <= run.start);
-            let inside = wanted[first..].iter().take_while(|piece| piece.range.start < run.end);
-            for piece in inside {
-                let middle = start.min(piece.range.end)..end.max(start).min(piece.range.end);
-                let cuts = [piece.range.start, middle.start, middle.end, piece.range.end];
-                for (index, cut) in cuts.windows(2).enumerate() {
-                    let range = cut[0].max(piece.range.start)..cut[1].max(piece.range.start);
-                    if range.start < range.end {
-                        let tensor_offset = piece.tensor_offset + range.start - piece.range.start;
-                        let part = Wanted { range, tensor_offset, ..piece.clone() };
-                        if index == 1 { own.push(part) } else { bounced.push(part) }
-                    }
-                }
+        let shared = extents(others, rounding, 0);
+        let (mut own, mut bounced) = (Vec::new(), Vec::new());
+        for piece in wanted {
+            let part = |range: Range<u64>| {
+                let tensor_offset = piece.tensor_offset + (range.start - piece.range.start);
+                Wanted { range, tensor_offset, ..piece.clone() }
+            };
+            let mut at = piece.range.start;
+            let first = shared.partition_point(|block| block.end <= at);
+            for block in shared[first..].iter().take_while(|block| block.start < piece.range.end) {
+                let inside = block.start.max(at)..block.end.min(piece.range.end);
+                own.extend((at < inside.start).then(|| part(at..inside.start)));
+                at = inside.end;
+                bounced.push(part(inside));
             }
+            own.extend((at < piece.range.end).then(|| part(at..piece.range.end)));
         }
         (own, bounced)
     }
@@ -123,14 +110,15 @@ mod tests {
     #[test]
     fn a_block_that_another_read_touches_is_read_by_that_one() {
         let wanted = [piece(5000..9000, 0), piece(9000..9100, 1)];
-        let runs = Runs::lay_out(&wanted, BLOCK, &mut layout_of(2));
-        let (own, bounced) = runs.part(&wanted, &[piece(0..5000, 0)], BLOCK);
+        let (own, bounced) = Runs::part(&wanted, &[piece(0..5000, 0)], BLOCK);
         assert_eq!((bounced.len(), bounced[0].range.clone()), (1, 5000..8192));
         assert_eq!(own[0].range, 8192..9000);
         assert_eq!(own[0].tensor_offset, 3192);
         assert_eq!(own[1].range, 9000..9100);
-        let (own, _) = runs.part(&wanted, &[], BLOCK);
+        let (own, _) = Runs::part(&wanted, &[], BLOCK);
         assert_eq!(own[0].range, 5000..9000);
+        let (own, bounced) = Runs::part(&wanted[..1], &[piece(6000..6100, 0)], BLOCK);
+        assert_eq!((own[0].range.clone(), bounced[0].range.clone()), (8192..9000, 5000..8192));
     }
 
     proptest! {
@@ -146,8 +134,7 @@ mod tests {
                 list.push(piece(at..at + bytes, list.len()));
                 at += bytes;
             }
-            let runs = Runs::lay_out(&wanted, BLOCK, &mut layout_of(wanted.len()));
-            let (own, bounced) = runs.part(&wanted, &others, BLOCK);
+            let (own, bounced) = Runs::part(&wanted, &others, BLOCK);
             let mut parts: Vec<_> = own.iter().chain(&bounced).collect();
             parts.sort_by_key(|part| (part.tensor, part.tensor_offset));
             let mut filled = vec![0; wanted.len()];

@@ -48,6 +48,14 @@ impl Builder<'_> {
             choose(self.options.prefetch, residence.bytes(), owned, memory_at_hand());
         residence.prefetch = prefetch;
         why.push(reason);
+        if residence.lock {
+            let limit = forebay_mem::memlock_limit_bytes();
+            let limit = limit.map_or("no limit".to_owned(), |limit| format!("a limit of {limit}"));
+            why.push(format!(
+                "{} bytes are to be locked, under {limit} (RLIMIT_MEMLOCK)",
+                residence.bytes()
+            ));
+        }
         if residence.lock && !prefetch {
             why.push("what is locked is brought in all the same: that is what locking is".into());
         }
@@ -120,13 +128,13 @@ impl Covered {
     fn add(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut fresh = Vec::new();
         let mut at = range.start;
-        let before = self.0.range(..=range.start).next_back();
+        let before = self.0.range(..=range.start).next_back().filter(|(_, end)| **end >= at);
         let overlapping: Vec<(u64, u64)> = before
             .into_iter()
             .chain(self.0.range(range.start + 1..range.end.max(range.start + 1)))
             .map(|(&start, &end)| (start, end))
             .collect();
-        for (start, end) in overlapping {
+        for &(start, end) in &overlapping {
             if start > at {
                 fresh.push(at..start.min(range.end));
             }
@@ -135,7 +143,12 @@ impl Covered {
         if at < range.end {
             fresh.push(at..range.end);
         }
-        self.0.extend(fresh.iter().map(|part| (part.start, part.end)));
+        // One entry for all that touches, so that no later range meets the same parts again.
+        let first = overlapping.first().map_or(range.start, |&(start, _)| start.min(range.start));
+        for (start, _) in &overlapping {
+            self.0.remove(start);
+        }
+        self.0.insert(first, at.max(range.end));
         fresh
     }
 }
