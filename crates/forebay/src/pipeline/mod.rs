@@ -66,6 +66,7 @@ pub struct Load {
     /// The callback, and when it was called last.
     progress: Option<(ProgressCallback, Option<Instant>)>,
     placed_bytes: Arc<AtomicU64>,
+    total_bytes: u64,
     tensors: Arc<Tensors>,
     ready: VecDeque<usize>,
     landed: Receiver<Landed>,
@@ -149,6 +150,7 @@ impl Load {
             cancel,
             progress: progress.map(|callback| (callback, None)),
             placed_bytes,
+            total_bytes: plan.model.catalog().bytes(),
             tensors,
             ready: VecDeque::new(),
             landed,
@@ -173,7 +175,7 @@ impl Load {
     pub fn progress(&self) -> Progress {
         Progress {
             done_bytes: self.placed_bytes.load(Ordering::Relaxed),
-            total_bytes: self.plan.model.catalog().bytes(),
+            total_bytes: self.total_bytes,
         }
     }
 
