@@ -189,10 +189,10 @@ impl Run {
         let alone = self.is_alone.load(Ordering::Relaxed);
         for (file, mapping) in self.job.mappings.iter().enumerate() {
             let ranges = self.job.ranges.iter().filter(|it| it.file == file).map(|it| &it.range);
-            let hull = ranges.fold(u64::MAX..0, |hull, range| {
-                hull.start.min(range.start)..hull.end.max(range.end)
-            });
-            let Some(mapping) = mapping.as_ref().filter(|_| !hull.is_empty()) else { continue };
+            let hull = ranges
+                .cloned()
+                .reduce(|hull, range| hull.start.min(range.start)..hull.end.max(range.end));
+            let (Some(mapping), Some(hull)) = (mapping.as_ref(), hull) else { continue };
             let large = self.job.files[file].readahead().is_large();
             // Advice: refused, it costs order on the disk and no byte.
             let _ = mapping.expect(hull, if alone && large { Expect::Normal } else { expect });
