@@ -5,10 +5,14 @@
 //! - [`Load`]: a read job over real files with a stand-in uploader, which checks after every run
 //!   that each byte is right and no slot was lost;
 //! - [`Script`]: what a kernel might have answered instead;
-//! - [`seccomp`]: a kernel that forbids a system call, as container runtimes do.
+//! - [`seccomp`]: a kernel that forbids a system call, as container runtimes do;
+//! - [`memlock`]: an ordinary user's limit of locked memory, also for root;
+//! - [`residence`]: what the kernel says of pages, asked for without the loader's own code.
 
 mod fault;
 mod load;
+pub mod memlock;
+pub mod residence;
 mod scratch;
 pub mod seccomp;
 

@@ -164,7 +164,9 @@ impl Load {
             mapping.map(|mapping| Arc::new(mapping.expect("a regular file can be mapped")))
         };
         let mappings = self.files.iter().enumerate().map(map).collect();
-        let whole = |read: &ReadSpec| vec![read.offset..read.offset + u64::from(read.need_bytes)];
+        let whole = |read: &ReadSpec| {
+            std::iter::once(read.offset..read.offset + u64::from(read.need_bytes)).collect()
+        };
         let reclaim = self.reads.iter().map(whole).collect();
         let reads: Arc<[ReadSpec]> = self.reads.into();
         let mut schedule =

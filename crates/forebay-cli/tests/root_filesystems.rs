@@ -4,12 +4,15 @@
 //! For root, and only with `FOREBAY_ROOT_TESTS=1`: each test mounts what it needs and takes it
 //! down again. Packages: xfsprogs, btrfs-progs, squashfs-tools, erofs-utils, bindfs.
 
+#[path = "support/mapped.rs"]
+mod mapped;
 #[path = "support/model.rs"]
 mod model;
 #[path = "support/root.rs"]
 mod root;
 mod support;
 
+use forebay::GpuLayers;
 use model::{Model, Step, cached_permille, expect_steps, forget};
 use root::{Loop, Mount, UringLock, Work, may_run, run_tool, skipped};
 use serde_json::Value;
@@ -81,6 +84,9 @@ impl Case {
                 }
             }
             self.check_without_fallback(model, path);
+            for layers in [GpuLayers::Count(0), GpuLayers::Count(4)] {
+                mapped::check_prefetch(model, path, layers);
+            }
         }
     }
 
@@ -101,6 +107,7 @@ impl Case {
                 assert!(is_read, "{what}");
                 expect_steps(&report, self.expected.steps, &what);
                 self.check_access(&report, path, &what);
+                check_places(&report, path, layers, &what);
             }
             // What is cached already `auto` takes from there; of a large file that is not all.
             "auto" if layers == "all" && is_large(path) && !self.is_memory() => {
@@ -145,6 +152,21 @@ impl Case {
     /// Whether the files are page cache and nothing else.
     fn is_memory(&self) -> bool {
         self.expected.steps.is_empty() && self.expected.cached_permille_max.is_none()
+    }
+}
+
+/// After a load whose tensors of the cpu have memory of their own: what was read to where it lives
+/// was not copied.
+fn check_places(report: &Value, path: &Path, layers: &str, what: &str) {
+    let number = |value: &Value| value.as_u64().unwrap();
+    let (bytes, placed) = (&report["model"]["bytes"], &report["memory"]["in_place_bytes"]);
+    let (bytes, placed) = (number(bytes), number(placed));
+    assert_eq!(placed + number(&report["upload"]["bytes"]), bytes, "{what}");
+    match layers {
+        "all" => assert_eq!(placed, 0, "{what}"),
+        // Of the small model, elements are at odd offsets, which serves no place of their own.
+        "0" if is_large(path) => assert_eq!(placed, bytes, "{what}"),
+        _ => {}
     }
 }
 

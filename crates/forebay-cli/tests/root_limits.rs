@@ -192,7 +192,22 @@ fn what_may_not_be_locked_is_reported_or_refused() {
     assert_eq!(memory["lock_errno"], "ENOMEM");
     let said = public.load(&limits, &["-lm", "mlock-strict", "--gpu-layers", "0"]).unwrap_err();
     let needed = (locked + refused).to_string();
-    assert_says(&said, &["mlock-strict", "65536", &needed, "ulimit -l", "ENOMEM"]);
+    let command = format!("ulimit -l {}", (locked + refused).div_ceil(1024));
+    assert_says(&said, &["mlock-strict", "65536", &needed, &command, "ENOMEM"]);
+    // Nothing was read for that but the header, of which pages stay behind only where the kernel
+    // does not tell whether it was cached before: to those who don't own the file.
+    model::forget(&public.model_path);
+    public.load(&limits, &["-lm", "mlock-strict", "--gpu-layers", "0"]).unwrap_err();
+    let cached = model::cached_permille(&public.model_path);
+    assert!(cached * 24 <= 2 * 1000, "{cached} ‰ of 24 MiB were read before the refusal");
+    // A limit of zero is a right that one does not have.
+    let none = ["--memlock=0:0"];
+    let report = public.load(&none, &["-lm", "mlock", "--gpu-layers", "0"]).unwrap();
+    let memory = &report["memory"];
+    assert_eq!((&memory["locked_bytes"], &memory["lock_errno"]), (&0.into(), &"EPERM".into()));
+    assert_eq!(memory["lock_refused_bytes"], locked + refused);
+    let said = public.load(&none, &["-lm", "mlock-strict", "--gpu-layers", "0"]).unwrap_err();
+    assert_says(&said, &["mlock-strict", "the limit is 0 bytes", &needed, &command, "EPERM"]);
     // A model that is small enough both lock whole.
     let small = public.folder.path().join("small.safetensors");
     fs::copy(Model::odd().path, &small).unwrap();

@@ -23,8 +23,13 @@ pub(crate) struct Model {
 impl Model {
     /// A GGUF of random bytes, by `forebay synth`.
     pub(crate) fn gguf(folder: &Path) -> Self {
+        Self::gguf_of(folder, "24MiB")
+    }
+
+    /// The same, of this size.
+    pub(crate) fn gguf_of(folder: &Path, size: &str) -> Self {
         let path = folder.join("model.gguf");
-        assert!(run(&["synth", text(&path), "--size", "24MiB"]).status.success());
+        assert!(run(&["synth", text(&path), "--size", size]).status.success());
         Self::checked(path)
     }
 

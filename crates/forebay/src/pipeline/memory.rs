@@ -111,11 +111,15 @@ impl Allowed {
     fn now(plan: &Plan) -> Self {
         /// The kernel's default, where it does not tell.
         const MAP_COUNT: usize = 65_530;
+        /// What locks leave of the memory to all that is no tensor: a sixteenth, and at least this.
+        const OTHERS_SHARE: u64 = 16;
+        const OTHERS_BYTES_MIN: u64 = 32 << 20;
         let owned: u64 = plan.arenas.iter().map(|arena| arena.layout.bytes).sum();
         let owned = owned.saturating_add(plan.staging.bytes());
-        let left = |memory: MemoryAtHand| MemoryAtHand {
-            bytes: memory.bytes.saturating_sub(owned),
-            ..memory
+        let left = |memory: MemoryAtHand| {
+            let others = (memory.bytes / OTHERS_SHARE).max(OTHERS_BYTES_MIN);
+            let bytes = memory.bytes.saturating_sub(owned).saturating_sub(others);
+            MemoryAtHand { bytes, ..memory }
         };
         let map_count = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
         let map_count = map_count.and_then(|text| text.trim().parse().ok()).unwrap_or(MAP_COUNT);
