@@ -10,6 +10,7 @@ with an alignment of 4096, split in three; and the official `safetensors` writer
 
 import argparse
 import hashlib
+import itertools
 import json
 import pathlib
 import subprocess
@@ -74,15 +75,14 @@ def write_shards(folder, weights):
 
 def check(forebay, model, expected):
     loads = 0
-    for mode in MODES:
-        for layers in LAYERS:
-            command = [forebay, "load", str(model), "--json", "--digest", "--device", "host",
-                       "--load-mode", mode, "--gpu-layers", layers]
-            report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            if report["digests"] != expected:
-                wrong = [name for name in expected if report["digests"].get(name) != expected[name]]
-                raise SystemExit(f"{' '.join(command)}: wrong: {wrong}")
-            loads += 1
+    for mode, layers, repack in itertools.product(MODES, LAYERS, ["off", "on"]):
+        command = [forebay, "load", str(model), "--json", "--digest", "--device", "host",
+                   "--load-mode", mode, "--gpu-layers", layers, "--repack", repack]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        if report["digests"] != expected:
+            wrong = [name for name in expected if report["digests"].get(name) != expected[name]]
+            raise SystemExit(f"{' '.join(command)}: wrong: {wrong}")
+        loads += 1
     print(f"{model.name}: {len(expected)} tensors equal in {loads} loads", flush=True)
 
 
