@@ -27,8 +27,8 @@
 
 #![expect(clippy::needless_range_loop, reason = "indices name rows and inputs of several arrays")]
 
+use crate::aligned::Aligned;
 use crate::machine::{Kernel, LANES, Machine};
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// Rows multiplied at once.
@@ -45,34 +45,33 @@ pub(crate) fn spans(columns: Range<usize>) -> impl Iterator<Item = Range<usize>>
 }
 
 /// Inputs, span by span: a span of each input, then the next span of each.
-pub(crate) struct Inputs<'a> {
-    values: Cow<'a, [f32]>,
+pub(crate) struct Inputs {
+    values: Aligned,
     batch: usize,
 }
 
-impl<'a> Inputs<'a> {
+impl Inputs {
     /// Rearranges inputs of some columns each, which lie one after the other.
-    pub(crate) fn new(x: &'a [f32], columns: usize, batch: usize) -> Self {
-        if batch == 1 {
-            return Self { values: Cow::Borrowed(x), batch };
-        }
-        let mut values = Vec::with_capacity(x.len());
+    pub(crate) fn new(x: &[f32], columns: usize, batch: usize) -> Self {
+        let mut values = Aligned::default();
+        let mut rest = values.resize(x.len());
         for span in spans(0..columns) {
             for input in x.chunks_exact(columns) {
-                values.extend_from_slice(&input[span.clone()]);
+                let place = rest.split_off_mut(..span.len()).expect("as many as in `x`");
+                place.copy_from_slice(&input[span.clone()]);
             }
         }
-        Self { values: Cow::Owned(values), batch }
+        Self { values, batch }
     }
 
     /// The single input, if it is one.
     pub(crate) fn single(&self) -> Option<&[f32]> {
-        (self.batch == 1).then_some(&self.values)
+        (self.batch == 1).then_some(self.values.as_slice())
     }
 
     /// A span of each input, one after the other.
     pub(crate) fn span(&self, span: Range<usize>) -> &[f32] {
-        &self.values[span.start * self.batch..span.end * self.batch]
+        &self.values.as_slice()[span.start * self.batch..span.end * self.batch]
     }
 }
 
@@ -178,11 +177,20 @@ fn dot_products<M: Machine, const R: usize, const B: usize>(
         }
     }
     let mut products = [[0.0; B]; R];
-    for r in 0..R {
-        for b in 0..B {
-            products[r][b] = machine.sum(sums[r][b]);
-            // What is left of rows that are no multiple of eight long.
-            for column in steps * LANES..rows[0].len() {
+    for b in 0..B {
+        let mut column = [machine.splat(0.0); ROWS];
+        for r in 0..R {
+            column[r] = sums[r][b];
+        }
+        let column = machine.sums(column);
+        for r in 0..R {
+            products[r][b] = column[r];
+        }
+    }
+    // What is left of rows that are no multiple of eight long.
+    for column in steps * LANES..rows[0].len() {
+        for r in 0..R {
+            for b in 0..B {
                 products[r][b] += rows[r][column] * inputs[b][column];
             }
         }

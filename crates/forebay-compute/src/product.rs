@@ -16,12 +16,14 @@
 //! Panels are cut by the same rule whatever the tile, and an output belongs to one tile, so the
 //! number of threads can't show in the results.
 
+use crate::aligned::Aligned;
 use crate::decode::{Decoder, decoder};
 use crate::dense::{Inputs, Panel, ROWS, SPAN, spans};
 use crate::direct::{Q4_0, Q8_0, Rows};
 use crate::error::{ComputeError, MatmulError, Operand};
 use crate::machine::dispatch;
 use crate::shape::{Shape, check_length};
+use crate::stored::{BF16, F16, F32, StoredRows};
 use crate::weights::WeightBytes;
 use forebay_format::Dtype;
 use rayon::prelude::*;
@@ -91,7 +93,7 @@ struct Scratch {
     /// Fetched weights.
     bytes: Vec<u8>,
     /// A decoded panel.
-    elements: Vec<f32>,
+    elements: Aligned,
 }
 
 /// Cuts outputs of `rows` rows, one input's after the other's, into tiles: for each tile, a slice
@@ -135,27 +137,43 @@ impl Tiling {
     pub(crate) fn multiply(
         &self,
         rows: &[u8],
-        x: &Inputs<'_>,
+        x: &Inputs,
         y: &mut [&mut [f32]],
-        elements: &mut Vec<f32>,
+        elements: &mut Aligned,
     ) {
-        match (self.dtype, x.single(), y) {
-            (Dtype::Q4_0, Some(x), [y]) if self.columns > 0 => {
-                dispatch(Rows::<_, 18> { block: Q4_0, bytes: rows, x, y });
+        match (x.single(), y) {
+            (Some(single), [y]) if self.columns > 0 => {
+                self.multiply_single(rows, x, single, y, elements);
             }
-            (Dtype::Q8_0, Some(x), [y]) if self.columns > 0 => {
-                dispatch(Rows::<_, 34> { block: Q8_0, bytes: rows, x, y });
-            }
-            (_, _, y) => self.multiply_decoded(rows, x, y, elements),
+            (_, y) => self.multiply_decoded(rows, x, y, elements),
+        }
+    }
+
+    /// Multiplies rows with a single input, without decoding them first where that is faster.
+    fn multiply_single(
+        &self,
+        bytes: &[u8],
+        inputs: &Inputs,
+        x: &[f32],
+        y: &mut [f32],
+        elements: &mut Aligned,
+    ) {
+        match self.dtype {
+            Dtype::F32 => dispatch(StoredRows::<_, 32> { element: F32, bytes, x, y }),
+            Dtype::F16 => dispatch(StoredRows::<_, 16> { element: F16, bytes, x, y }),
+            Dtype::BF16 => dispatch(StoredRows::<_, 16> { element: BF16, bytes, x, y }),
+            Dtype::Q4_0 => dispatch(Rows::<_, 18> { block: Q4_0, bytes, x, y }),
+            Dtype::Q8_0 => dispatch(Rows::<_, 34> { block: Q8_0, bytes, x, y }),
+            _ => self.multiply_decoded(bytes, inputs, &mut [y], elements),
         }
     }
 
     fn multiply_decoded(
         &self,
         rows: &[u8],
-        x: &Inputs<'_>,
+        x: &Inputs,
         y: &mut [&mut [f32]],
-        elements: &mut Vec<f32>,
+        elements: &mut Aligned,
     ) {
         y.iter_mut().for_each(|y| y.fill(0.0));
         let row_count = y[0].len();
@@ -165,7 +183,7 @@ impl Tiling {
             let rows = &rows[first_row * self.row_bytes..][..count * self.row_bytes];
             for first in (0..self.columns).step_by(PANEL_COLUMNS) {
                 let columns = first..self.columns.min(first + PANEL_COLUMNS);
-                elements.resize(count * columns.len(), 0.0);
+                let elements = elements.resize(count * columns.len());
                 self.decode_panel(rows, columns.clone(), elements);
                 for span in spans(columns) {
                     let weights = &elements[count * (span.start - first)..][..count * span.len()];

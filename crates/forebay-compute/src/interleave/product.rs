@@ -17,8 +17,9 @@
 #![expect(clippy::needless_range_loop, reason = "indices name inputs and registers of arrays")]
 
 use super::{GROUP_ROWS, Interleaved, LINE_BYTES, LINES_OFFSET, PART_BYTES};
+use crate::aligned::Aligned;
 use crate::dense::Inputs;
-use crate::direct::{BLOCK, NIBBLE_UNIT};
+use crate::direct::{BLOCK, BYTE_SHIFT, NIBBLE_SHIFT, power_of_two};
 use crate::error::{ComputeError, Operand};
 use crate::machine::{Kernel, LANES, Machine, dispatch};
 use crate::product::{Tiling, tile_outputs};
@@ -62,15 +63,17 @@ pub fn matmul_interleaved(
         let (woven, rest) = packed.split_at(groups * layout.group_bytes());
         let columns = layout.shape.columns;
         if layout.dtype == Dtype::Q4_0 {
-            dispatch(Groups { block: Q4_0, packed: woven, x, columns, y: &mut y });
+            let packed = woven.as_chunks::<{ GROUP_ROWS * 18 }>().0;
+            dispatch(Groups { block: Q4_0, packed, x, columns, y: &mut y });
         } else {
-            dispatch(Groups { block: Q8_0, packed: woven, x, columns, y: &mut y });
+            let packed = woven.as_chunks::<{ GROUP_ROWS * 34 }>().0;
+            dispatch(Groups { block: Q8_0, packed, x, columns, y: &mut y });
         }
         if !rest.is_empty() {
             let mut y: Vec<&mut [f32]> =
                 y.iter_mut().map(|y| &mut y[groups * GROUP_ROWS..]).collect();
             let x = Inputs::new(x, columns, batch);
-            tiling.multiply(rest, &x, &mut y, &mut Vec::new());
+            tiling.multiply(rest, &x, &mut y, &mut Aligned::default());
         }
     });
     Ok(())
@@ -80,11 +83,13 @@ pub fn matmul_interleaved(
 type Sums<M, const B: usize> = [[<M as Machine>::Floats; REGISTERS]; B];
 
 /// How the lines of a block type are multiplied.
-trait WovenBlock: Copy {
-    /// The bytes of a block of sixteen rows.
-    const GROUP_BYTES: usize;
-    /// What scales are multiplied with to make up for the way integers are read.
-    const UNIT: f32;
+///
+/// `BYTES` are those of a block of sixteen rows.
+trait WovenBlock<const BYTES: usize>: Copy {
+    /// Lines of a block. (Constants, so that the compiler sees where loops and slices end.)
+    const LINES: usize = (BYTES - LINES_OFFSET) / LINE_BYTES;
+    /// How far up in its lane an integer is read.
+    const SHIFT: u32;
 
     /// Multiplies one line with the inputs of its elements. `C` sets of sums take turns.
     fn line<M: Machine, const B: usize, const C: usize>(
@@ -100,9 +105,8 @@ trait WovenBlock: Copy {
 #[derive(Clone, Copy)]
 struct Q4_0;
 
-impl WovenBlock for Q4_0 {
-    const GROUP_BYTES: usize = GROUP_ROWS * 18;
-    const UNIT: f32 = NIBBLE_UNIT;
+impl WovenBlock<{ GROUP_ROWS * 18 }> for Q4_0 {
+    const SHIFT: u32 = NIBBLE_SHIFT;
 
     #[inline(always)]
     fn line<M: Machine, const B: usize, const C: usize>(
@@ -122,21 +126,20 @@ impl WovenBlock for Q4_0 {
         let (lower, upper) = (PART_BYTES * index, 16 + PART_BYTES * index);
         element::<M, B, 28>(machine, words, mask, x, lower, &mut sums[0]);
         element::<M, B, 24>(machine, words, mask, x, upper, &mut sums[1 % C]);
-        element::<M, B, 20>(machine, words, mask, x, lower + 1, &mut sums[0]);
-        element::<M, B, 16>(machine, words, mask, x, upper + 1, &mut sums[1 % C]);
-        element::<M, B, 12>(machine, words, mask, x, lower + 2, &mut sums[0]);
-        element::<M, B, 8>(machine, words, mask, x, upper + 2, &mut sums[1 % C]);
-        element::<M, B, 4>(machine, words, mask, x, lower + 3, &mut sums[0]);
-        element::<M, B, 0>(machine, words, mask, x, upper + 3, &mut sums[1 % C]);
+        element::<M, B, 20>(machine, words, mask, x, lower + 1, &mut sums[2 % C]);
+        element::<M, B, 16>(machine, words, mask, x, upper + 1, &mut sums[3 % C]);
+        element::<M, B, 12>(machine, words, mask, x, lower + 2, &mut sums[4 % C]);
+        element::<M, B, 8>(machine, words, mask, x, upper + 2, &mut sums[5 % C]);
+        element::<M, B, 4>(machine, words, mask, x, lower + 3, &mut sums[6 % C]);
+        element::<M, B, 0>(machine, words, mask, x, upper + 3, &mut sums[7 % C]);
     }
 }
 
 #[derive(Clone, Copy)]
 struct Q8_0;
 
-impl WovenBlock for Q8_0 {
-    const GROUP_BYTES: usize = GROUP_ROWS * 34;
-    const UNIT: f32 = 1.0 / (1 << 24) as f32;
+impl WovenBlock<{ GROUP_ROWS * 34 }> for Q8_0 {
+    const SHIFT: u32 = BYTE_SHIFT;
 
     #[inline(always)]
     fn line<M: Machine, const B: usize, const C: usize>(
@@ -152,8 +155,8 @@ impl WovenBlock for Q8_0 {
         let first = PART_BYTES * index;
         element::<M, B, 24>(machine, words, mask, x, first, &mut sums[0]);
         element::<M, B, 16>(machine, words, mask, x, first + 1, &mut sums[1 % C]);
-        element::<M, B, 8>(machine, words, mask, x, first + 2, &mut sums[0]);
-        element::<M, B, 0>(machine, words, mask, x, first + 3, &mut sums[1 % C]);
+        element::<M, B, 8>(machine, words, mask, x, first + 2, &mut sums[2 % C]);
+        element::<M, B, 0>(machine, words, mask, x, first + 3, &mut sums[3 % C]);
     }
 }
 
@@ -187,86 +190,122 @@ fn element<M: Machine, const B: usize, const SHIFT: i32>(
 }
 
 /// Groups of sixteen rows, multiplied with every input.
-struct Groups<'a, 'y, T> {
+struct Groups<'a, 'y, T, const BYTES: usize> {
     block: T,
-    packed: &'a [u8],
+    /// Blocks of sixteen rows, as many for each group as `columns` have.
+    packed: &'a [[u8; BYTES]],
     x: &'a [f32],
     columns: usize,
     /// Outputs, a slice for each input.
     y: &'a mut [&'y mut [f32]],
 }
 
-impl<T: WovenBlock> Kernel for Groups<'_, '_, T> {
+impl<T: WovenBlock<BYTES>, const BYTES: usize> Kernel for Groups<'_, '_, T, BYTES> {
     type Output = ();
 
     #[inline(always)]
     fn run<M: Machine>(mut self, machine: M) {
-        let group_bytes = self.columns / BLOCK * T::GROUP_BYTES;
-        let packed = self.packed;
-        if group_bytes == 0 {
+        let blocks = self.columns / BLOCK;
+        if blocks == 0 {
             return self.y.iter_mut().for_each(|y| y.fill(0.0));
         }
-        for (group, packed) in packed.chunks_exact(group_bytes).enumerate() {
-            let batch = self.y.len();
+        let batch = self.y.len();
+        if batch == 1 {
+            return self.single(machine, blocks);
+        }
+        for (group, packed) in self.packed.chunks_exact(blocks).enumerate() {
             let whole = batch - batch % 4;
             for input in (0..whole).step_by(4) {
-                self.group::<M, 4, 1>(machine, group, packed, input);
+                self.groups::<M, 1, 4, 1>(machine, group, [packed], input);
             }
-            // Few sums at once would wait for each other, so each is kept in two parts.
+            // Few sums at once would wait for each other, so each is kept in parts.
             match batch - whole {
-                1 => self.group::<M, 1, 2>(machine, group, packed, whole),
-                2 => self.group::<M, 2, 2>(machine, group, packed, whole),
-                3 => self.group::<M, 3, 1>(machine, group, packed, whole),
+                1 => self.groups::<M, 1, 1, 3>(machine, group, [packed], whole),
+                2 => self.groups::<M, 1, 2, 2>(machine, group, [packed], whole),
+                3 => self.groups::<M, 1, 3, 1>(machine, group, [packed], whole),
                 _ => {}
             }
         }
     }
 }
 
-impl<T: WovenBlock> Groups<'_, '_, T> {
-    /// Multiplies one group with `B` inputs.
+impl<T: WovenBlock<BYTES>, const BYTES: usize> Groups<'_, '_, T, BYTES> {
+    /// Multiplies with a single input, two groups at once: memory is read faster in two places.
     #[inline(always)]
-    fn group<M: Machine, const B: usize, const C: usize>(
+    fn single<M: Machine>(&mut self, machine: M, blocks: usize) {
+        let packed = self.packed;
+        let pairs = packed.chunks_exact(2 * blocks);
+        let last = pairs.remainder();
+        for (pair, packed) in pairs.enumerate() {
+            let (first, second) = packed.split_at(blocks);
+            self.groups::<M, 2, 1, 3>(machine, 2 * pair, [first, second], 0);
+        }
+        if !last.is_empty() {
+            self.groups::<M, 1, 1, 3>(machine, packed.len() / blocks - 1, [last], 0);
+        }
+    }
+
+    /// Multiplies `G` groups, of which `first` is the first, with `B` inputs, of which `input` is.
+    /// Each sum is kept in `C` parts.
+    #[inline(always)]
+    fn groups<M: Machine, const G: usize, const B: usize, const C: usize>(
         &mut self,
         machine: M,
-        group: usize,
-        packed: &[u8],
+        first: usize,
+        packed: [&[[u8; BYTES]]; G],
         input: usize,
     ) {
+        let blocks = packed[0].len();
         let mut inputs: [&[[f32; BLOCK]]; B] = [&[]; B];
-        let count = packed.len() / T::GROUP_BYTES;
         for b in 0..B {
-            let (blocks, _) = self.x[(input + b) * self.columns..][..self.columns].as_chunks();
-            inputs[b] = &blocks[..count];
+            let (x, _) = self.x[(input + b) * self.columns..][..self.columns].as_chunks();
+            inputs[b] = &x[..blocks];
         }
-        let mut totals = [[machine.splat(0.0); REGISTERS]; B];
-        for (block, packed) in packed.chunks_exact(T::GROUP_BYTES).enumerate().take(count) {
+        let mut totals = [[[machine.splat(0.0); REGISTERS]; B]; G];
+        for block in 0..blocks {
             let mut x = [&[0.0; BLOCK]; B];
             for b in 0..B {
                 x[b] = &inputs[b][block];
             }
-            let mut sums = [[[machine.splat(0.0); REGISTERS]; B]; C];
-            let (lines, _) = packed[LINES_OFFSET..].as_chunks();
-            for (index, line) in lines.iter().enumerate() {
-                self.block.line::<M, B, C>(machine, line, x, index, &mut sums);
+            for g in 0..G {
+                self.block::<M, B, C>(machine, &packed[g][block], x, &mut totals[g]);
             }
-            let (scales, _) = packed[..LINES_OFFSET].as_chunks();
-            for register in 0..REGISTERS {
-                let scale = machine.halves(&scales[register]);
-                let scale = machine.multiply(scale, machine.splat(T::UNIT));
-                for b in 0..B {
-                    let mut sum = sums[0][b][register];
-                    for part in 1..C {
-                        sum = machine.add(sum, sums[part][b][register]);
-                    }
-                    totals[b][register] = machine.fused(scale, sum, totals[b][register]);
+        }
+        for g in 0..G {
+            for b in 0..B {
+                let y = &mut self.y[input + b][(first + g) * GROUP_ROWS..][..GROUP_ROWS];
+                let (y, _) = y.as_chunks_mut();
+                for register in 0..REGISTERS {
+                    y[register] = machine.store(totals[g][b][register]);
                 }
             }
         }
-        for b in 0..B {
-            let y = &mut self.y[input + b][group * GROUP_ROWS..][..GROUP_ROWS];
-            for register in 0..REGISTERS {
-                y[register * LANES..][..LANES].copy_from_slice(&machine.store(totals[b][register]));
+    }
+
+    /// Multiplies one block of sixteen rows, and adds what comes of it to the rows' sums.
+    #[inline(always)]
+    fn block<M: Machine, const B: usize, const C: usize>(
+        &self,
+        machine: M,
+        packed: &[u8; BYTES],
+        x: [&[f32; BLOCK]; B],
+        totals: &mut Sums<M, B>,
+    ) {
+        let mut sums = [[[machine.splat(0.0); REGISTERS]; B]; C];
+        let (lines, _) = packed[LINES_OFFSET..].as_chunks();
+        for index in 0..T::LINES {
+            self.block.line::<M, B, C>(machine, &lines[index], x, index, &mut sums);
+        }
+        let (scales, _) = packed[..LINES_OFFSET].as_chunks();
+        for register in 0..REGISTERS {
+            let scale = machine.halves(&scales[register]);
+            let scale = machine.multiply(scale, machine.splat(power_of_two(T::SHIFT)));
+            for b in 0..B {
+                let mut sum = sums[0][b][register];
+                for part in 1..C {
+                    sum = machine.add(sum, sums[part][b][register]);
+                }
+                totals[b][register] = machine.fused(scale, sum, totals[b][register]);
             }
         }
     }

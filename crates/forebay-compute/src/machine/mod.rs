@@ -39,6 +39,7 @@ pub(crate) trait Machine: Copy {
     fn halves(self, bytes: &[u8; 2 * LANES]) -> Self::Floats;
 
     /// Floats by their bits.
+    #[allow(clippy::wrong_self_convention, reason = "`self` is the processor, not the bits")]
     fn from_bits(self, bits: Self::Integers) -> Self::Floats;
 
     /// The bits of floats.
@@ -49,6 +50,13 @@ pub(crate) trait Machine: Copy {
 
     /// Eight little-endian 16-bit integers, each from 0 to 65535.
     fn widen_pairs(self, bytes: &[u8; 2 * LANES]) -> Self::Integers;
+
+    /// Sixteen bytes, twice: what [`spread`](Self::spread) takes.
+    fn twice(self, bytes: &[u8; 2 * LANES]) -> Self::Integers;
+
+    /// The first eight of sixteen bytes, or the others if `half` is 1, each in the uppermost byte
+    /// of its lane, over zeros. Faster than widening and shifting.
+    fn spread(self, twice: Self::Integers, half: usize) -> Self::Integers;
 
     /// Eight bytes, each as an integer from 0 to 255.
     fn widen(self, bytes: &[u8; LANES]) -> Self::Integers;
@@ -72,11 +80,15 @@ pub(crate) trait Machine: Copy {
     /// Sixteen entries of a table, by the lower half of each index.
     fn look_up(self, table: &[i8; 16], indices: &[u8; 2 * LANES]) -> [u8; 2 * LANES];
 
-    /// The sum of the lanes, always in the same order: halves onto halves.
+    /// The sum of the lanes of each of four, always in the same order: of neighbours, then of
+    /// neighbours' sums, then of those.
+    fn sums(self, values: [Self::Floats; 4]) -> [f32; 4];
+
+    /// The sum of the lanes, as [`sums`](Self::sums) adds them.
     #[inline(always)]
     fn sum(self, values: Self::Floats) -> f32 {
         let [a, b, c, d, e, f, g, h] = self.store(values);
-        ((a + e) + (c + g)) + ((b + f) + (d + h))
+        ((a + b) + (c + d)) + ((e + f) + (g + h))
     }
 }
 
@@ -121,6 +133,7 @@ mod tests {
             let table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
             let found =
                 machine.look_up(&table, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+            let [first, second, third, fourth] = machine.sums([a, b, machine.convert(narrow), a]);
             let floats = [
                 a,
                 machine.add(a, b),
@@ -128,6 +141,7 @@ mod tests {
                 machine.multiply(a, b),
                 machine.fused(a, b, machine.splat(0.5)),
                 machine.splat(machine.sum(a)),
+                machine.load(&[first, second, third, fourth, 0.0, 0.0, 0.0, 0.0]),
                 machine.from_bits(words),
                 machine.convert(machine.to_bits(a)),
                 machine.convert(words),
@@ -136,6 +150,9 @@ mod tests {
                 machine.convert(machine.widen_signed(found.first_chunk().expect("sixteen"))),
                 machine.convert(machine.widen_signed(found.last_chunk().expect("sixteen"))),
                 machine.convert(machine.widen_pairs(&pairs)),
+                machine.convert(machine.twice(&pairs)),
+                machine.convert(machine.spread(machine.twice(&pairs), 0)),
+                machine.convert(machine.spread(machine.twice(&pairs), 1)),
                 machine.convert(machine.and(words, mask)),
                 machine.convert(machine.or(words, mask)),
                 machine.convert(machine.xor(words, mask)),

@@ -84,6 +84,17 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
+    fn twice(self, bytes: &[u8; 2 * LANES]) -> Self::Integers {
+        let (words, _) = bytes.as_chunks::<4>();
+        lanes!(i => u32::from_le_bytes(words[i % 4]))
+    }
+
+    #[inline(always)]
+    fn spread(self, twice: Self::Integers, half: usize) -> Self::Integers {
+        lanes!(i => twice[2 * half + i / 4] >> (8 * (i % 4)) << 24)
+    }
+
+    #[inline(always)]
     fn widen(self, bytes: &[u8; LANES]) -> Self::Integers {
         lanes!(i => u32::from(bytes[i]))
     }
@@ -140,5 +151,10 @@ impl Machine for Portable {
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], indices: &[u8; 2 * LANES]) -> [u8; 2 * LANES] {
         indices.map(|index| table[usize::from(index & 15)].cast_unsigned())
+    }
+    #[inline(always)]
+    fn sums(self, values: [Self::Floats; 4]) -> [f32; 4] {
+        let [a, b, c, d] = values;
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
     }
 }

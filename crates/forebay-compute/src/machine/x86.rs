@@ -4,7 +4,7 @@ use super::{Kernel, LANES, Machine};
 use crate::decode::HALF_SUBNORMAL;
 use bytemuck::{cast, pod_read_unaligned};
 use pulp::x86::V3;
-use pulp::{NullaryFnOnce, f32x8, i8x16, i16x8, i32x8, u8x16, u16x8};
+use pulp::{NullaryFnOnce, f32x4, f32x8, i8x16, i16x8, i32x8, u8x16, u16x8};
 
 /// The sign bit of a float.
 const SIGN: i32 = i32::MIN;
@@ -104,6 +104,23 @@ impl Machine for V3 {
     }
 
     #[inline(always)]
+    fn twice(self, bytes: &[u8; 2 * LANES]) -> i32x8 {
+        cast(self.avx2._mm256_broadcastsi128_si256(cast(*bytes)))
+    }
+
+    #[inline(always)]
+    fn spread(self, twice: i32x8, half: usize) -> i32x8 {
+        // Each half of the register sees all sixteen bytes, takes four, and zeros for `NONE`.
+        const NONE: u32 = 0x0080_8080;
+        let mut indices = [0_u32; LANES];
+        for (lane, index) in (0_u32..).zip(&mut indices) {
+            let first = if half == 0 { 0 } else { 8 };
+            *index = (first + lane) << 24 | NONE;
+        }
+        cast(self.avx2._mm256_shuffle_epi8(cast(twice), cast(indices)))
+    }
+
+    #[inline(always)]
     fn widen(self, bytes: &[u8; LANES]) -> i32x8 {
         let bytes: u8x16 = cast([u64::from_le_bytes(*bytes), 0]);
         self.convert_u8x16_to_i32x8(bytes)
@@ -146,6 +163,7 @@ impl Machine for V3 {
     }
 
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a shift within 32 bits")]
     fn shift_right(self, values: i32x8, bits: usize) -> i32x8 {
         cast(self.shr_dyn_u32x8(cast(values), self.splat_u32x8(bits as u32)))
     }
@@ -159,6 +177,16 @@ impl Machine for V3 {
     fn convert(self, values: i32x8) -> f32x8 {
         self.convert_i32x8_to_f32x8(values)
     }
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [f32x8; 4]) -> [f32; 4] {
+        let avx = self.avx;
+        // Sums of two neighbours, then of four: of the lower half of each, then the upper.
+        let ab = avx._mm256_hadd_ps(cast(a), cast(b));
+        let cd = avx._mm256_hadd_ps(cast(c), cast(d));
+        let [lower, upper]: [f32x4; 2] = cast(avx._mm256_hadd_ps(ab, cd));
+        cast(self.add_f32x4(lower, upper))
+    }
+
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], indices: &[u8; 2 * LANES]) -> [u8; 2 * LANES] {
         // An index with its uppermost bit set would give 0.
