@@ -150,7 +150,7 @@ fn while_others_read_one_step_is_on_its_way() {
         *most = (*most).max(all - position);
     };
     let (reads, reads_end) = reads_go_on();
-    let outcome = mapped.job(&ranges, reads_end, on_resident).run();
+    let outcome = in_time(mapped.job(&ranges, reads_end, on_resident));
     drop(reads);
     assert_eq!(outcome.populated_bytes, 36 * MIB);
     let most = *most.lock().unwrap();
@@ -171,7 +171,7 @@ fn the_end_of_the_reads_is_noticed_on_the_way() {
             drop(reads.lock().unwrap().take());
         }
     };
-    let outcome = mapped.job(&ranges, reads_end, on_resident).run();
+    let outcome = in_time(mapped.job(&ranges, reads_end, on_resident));
     assert_whole(&outcome, &told, &ranges);
 }
 
@@ -186,7 +186,7 @@ fn a_cancelled_prefetch_stops_and_says_so() {
         let heard = cancel.clone();
         let mut job = mapped.job(&ranges, reads_end, move |_| heard.cancel());
         job.cancel = cancel;
-        let outcome = job.run();
+        let outcome = in_time(job);
         drop(reads);
         let failure = outcome.failure.as_ref().map(|failure| failure.kind.clone());
         assert_eq!(failure, Some(FailureKind::Cancelled), "{outcome:?}");
@@ -210,7 +210,7 @@ fn a_file_that_was_cut_short_ends_it_where_the_file_ends() {
             let told = Told::default();
             let seen = Arc::clone(&told);
             let on_resident = move |position| seen.lock().unwrap().push(position);
-            let outcome = mapped.job(&ranges, reads_end, on_resident).run();
+            let outcome = in_time(mapped.job(&ranges, reads_end, on_resident));
             drop(reads);
             let failure = outcome.failure.expect("there are no such bytes");
             assert_eq!((failure.kind, failure.file), (FailureKind::EndOfFile, Some(1)));

@@ -111,7 +111,9 @@ fn without_copies_out_of_mappings_every_mode_lands_its_bytes() {
             for layers in [GpuLayers::Count(0), GpuLayers::Count(2), GpuLayers::All] {
                 let loaded = mapped(&model, mode).gpu_layers(layers).load().unwrap();
                 loaded.tensors().for_each(|tensor| model.assert_right(&tensor));
-                assert_eq!(steps(&loaded), [], "{what} {mode}");
+                // An ordinary user may have no memory to register with a ring; that is all.
+                let mut steps = steps(&loaded).into_iter();
+                assert!(steps.all(|step| step.0 == "registered buffers"), "{what} {mode}");
             }
         }
     });
