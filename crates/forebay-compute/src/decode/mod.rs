@@ -15,7 +15,7 @@ mod legacy;
 mod plain;
 mod ternary;
 
-pub(crate) use plain::{HALF_SUBNORMAL, half};
+pub(crate) use plain::half;
 
 use crate::error::{ComputeError, Operand};
 use crate::machine::{Kernel, LANES, Machine, dispatch};

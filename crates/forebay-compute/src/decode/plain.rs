@@ -2,9 +2,6 @@
 
 use crate::machine::{Kernel, LANES, Machine};
 
-/// What a unit of a subnormal half is worth: 2⁻²⁴.
-pub(crate) const HALF_SUBNORMAL: f32 = 1.0 / (1 << 24) as f32;
-
 /// The value of a half-precision float, exactly; a NaN keeps its payload.
 ///
 /// A normal half becomes a float by moving its bits: 13 more of mantissa, and an exponent counted
@@ -14,11 +11,12 @@ pub(crate) const HALF_SUBNORMAL: f32 = 1.0 / (1 << 24) as f32;
 #[inline(always)]
 pub(crate) const fn half(bits: u16) -> f32 {
     const REBIAS: u32 = (127 - 15) << 23;
+    const SUBNORMAL_UNIT: f32 = 1.0 / (1 << 24) as f32;
     let magnitude = (bits & 0x7fff) as u32;
     let sign = ((bits & 0x8000) as u32) << 16;
     let special = if magnitude >= 0x7c00 { REBIAS } else { 0 };
     let normal = (magnitude << 13) + REBIAS + special;
-    let subnormal = magnitude as f32 * HALF_SUBNORMAL;
+    let subnormal = magnitude as f32 * SUBNORMAL_UNIT;
     let unsigned = if magnitude < 0x400 { subnormal.to_bits() } else { normal };
     f32::from_bits(unsigned | sign)
 }

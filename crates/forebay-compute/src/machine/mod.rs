@@ -103,6 +103,10 @@ pub(crate) trait Kernel {
 /// Runs `kernel` on the best machine there is.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if tests::ON_PORTABLE.get() {
+        return kernel.run(Portable);
+    }
     #[cfg(target_arch = "x86_64")]
     if let Some(machine) = pulp::x86::V3::try_new() {
         return x86::run(machine, kernel);
@@ -111,8 +115,23 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::{Kernel, Machine, Portable, dispatch};
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Whether this thread's kernels run on the portable machine, whatever there is.
+        pub(super) static ON_PORTABLE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Computes something on the portable machine alone, by one thread.
+    pub(crate) fn on_portable<T: Send>(compute: impl FnOnce() -> T + Send) -> T {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
+        pool.install(|| {
+            ON_PORTABLE.set(true);
+            compute()
+        })
+    }
 
     /// Every operation once, as bits.
     struct Everything;

@@ -1,7 +1,6 @@
 //! Eight lanes in one AVX2 register.
 
 use super::{Kernel, LANES, Machine};
-use crate::decode::HALF_SUBNORMAL;
 use bytemuck::{cast, pod_read_unaligned};
 use pulp::x86::V3;
 use pulp::{NullaryFnOnce, f32x4, f32x8, i8x16, i16x8, i32x8, u8x16, u16x8};
@@ -204,8 +203,8 @@ fn every_half(machine: V3, moved: i32x8) -> f32x8 {
     let infinite: i32x8 = cast(machine.cmp_gt_i32x8(magnitude, machine.splat_i32x8(0x0f7f_ffff)));
     let normal = machine.wrapping_add_i32x8(magnitude, rebias);
     let normal = machine.wrapping_add_i32x8(normal, machine.and_i32x8(infinite, rebias));
-    // A subnormal's mantissa, as an integer, is 13 bits too far left.
-    let unit = machine.splat_f32x8(HALF_SUBNORMAL / (1 << 13) as f32);
+    // A subnormal is its mantissa times 2⁻²⁴; as an integer, that is 13 bits too far left.
+    let unit = machine.splat_f32x8(1.0 / (1_u64 << 37) as f32);
     let subnormal = machine.mul_f32x8(machine.convert_i32x8_to_f32x8(magnitude), unit);
     let small = machine.cmp_gt_i32x8(machine.splat_i32x8(1 << 23), magnitude);
     let unsigned = machine.select_f32x8(small, subnormal, cast(normal));
