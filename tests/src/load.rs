@@ -292,7 +292,7 @@ impl Landed {
         let slot_bytes = self.slab.slot_bytes();
         let (region, slots) = match &self.places {
             Some((region, watches)) => (&**region, watches.len()),
-            None => (self.slab.region(), self.slab.slots()),
+            None => (&**self.slab.region(), self.slab.slots()),
         };
         (1..=slots).map(move |slot| region.at(slot * slot_bytes - page_bytes()))
     }

@@ -39,7 +39,7 @@ const STATE_DROPPED: u8 = 4;
 /// One aligned, huge-page mapping cut into slots of equal size.
 #[derive(Debug)]
 pub struct Slab {
-    region: Region,
+    region: Arc<Region>,
     slot_bytes: usize,
     states: Box<[AtomicU8]>,
     /// Slots that were given their pages by [`Slot::populate`].
@@ -70,25 +70,36 @@ impl Slab {
         slot_bytes: usize,
         slots: usize,
     ) -> Result<(Arc<Self>, Vec<Slot<Free>>), MemoryError> {
-        let region = Region::new(slot_bytes.saturating_mul(slots))?;
+        let region = Arc::new(Region::new(slot_bytes.saturating_mul(slots))?);
         let states = (0..slots).map(|_| AtomicU8::new(STATE_FREE)).collect();
         let populated = (0..slots).map(|_| AtomicBool::new(false)).collect();
         let slab = Arc::new(Self { region, slot_bytes, states, populated });
-        let tokens = (0..slots)
-            .map(|index| Slot {
-                slab: Some(Arc::clone(&slab)),
-                index,
-                bytes: 0,
-                place: None,
-                state: PhantomData,
-            })
-            .collect();
+        let tokens = Self::tokens(&slab);
         Ok((slab, tokens))
     }
 
-    /// The memory under the slots, for registering it with io_uring or a device.
+    /// Hands out the tokens of a slab that has been used before anew; `None` if a token of its
+    /// former use (or another owner) is left. One that was leaked, since a transfer into it may
+    /// still be under way, keeps the slab from ever being used again.
     #[must_use]
-    pub fn region(&self) -> &Region {
+    pub fn reuse(slab: &mut Arc<Self>) -> Option<Vec<Slot<Free>>> {
+        let unused = Arc::get_mut(slab)?;
+        unused.states.iter_mut().for_each(|state| *state.get_mut() = STATE_FREE);
+        Some(Self::tokens(slab))
+    }
+
+    fn tokens(slab: &Arc<Self>) -> Vec<Slot<Free>> {
+        let token = |index| {
+            let slab = Some(Arc::clone(slab));
+            Slot { slab, index, bytes: 0, place: None, state: PhantomData }
+        };
+        (0..slab.slots()).map(token).collect()
+    }
+
+    /// The memory under the slots, for registering it with io_uring or a device. Whoever holds it
+    /// keeps it mapped.
+    #[must_use]
+    pub fn region(&self) -> &Arc<Region> {
         &self.region
     }
 
@@ -169,6 +180,15 @@ impl<State> Slot<State> {
     fn free(mut self) -> Slot<Free> {
         drop(self.place.take());
         self.advance(STATE_FREE, 0)
+    }
+
+    /// Gives the memory up for the life of the process: for a transfer whose end can't be awaited.
+    pub fn leak(mut self) {
+        if let Some(slab) = self.slab.take() {
+            slab.states[self.index].store(STATE_DROPPED, Ordering::Release);
+            std::mem::forget(slab);
+        }
+        std::mem::forget(self.place.take());
     }
 }
 
@@ -251,15 +271,6 @@ impl Slot<Filling> {
     pub fn abandon(self) -> Slot<Free> {
         self.free()
     }
-
-    /// Gives the memory up for the life of the process: for a transfer whose end can't be awaited.
-    pub fn leak(mut self) {
-        if let Some(slab) = self.slab.take() {
-            slab.states[self.index].store(STATE_DROPPED, Ordering::Release);
-            std::mem::forget(slab);
-        }
-        std::mem::forget(self.place.take());
-    }
 }
 
 impl Slot<Full> {
@@ -322,6 +333,18 @@ mod tests {
         assert_eq!(free.fill().capacity(), 4096);
         // SAFETY: the place is returned; the byte is initialised.
         assert_eq!(unsafe { region.at(4105).read() }, b'9');
+    }
+
+    #[test]
+    fn a_slab_is_used_again_once_all_its_tokens_are_gone() {
+        let (mut slab, mut free) = Slab::new(4096, 2).unwrap();
+        let lost = free.pop().unwrap().fill();
+        assert!(Slab::reuse(&mut slab).is_none(), "a token is still filling");
+        drop((lost, free));
+        let free = Slab::reuse(&mut slab).unwrap();
+        assert_eq!(slab.census(), SlotCensus { free: 2, ..SlotCensus::default() });
+        free.into_iter().next().unwrap().fill().leak();
+        assert!(Slab::reuse(&mut slab).is_none(), "somebody may still write to a leaked slot");
     }
 
     #[test]
