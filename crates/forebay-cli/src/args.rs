@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use forebay::{
     DeviceChoice, Dtype, EngineChoice, GpuLayers, LoadMode, ModeSpec, NumaPolicy, Options,
-    PlaceRule, Prefetch, Reclaim, Repack,
+    PlaceRule, Prefetch, Reclaim, Repack, SplitMode,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -202,13 +202,17 @@ fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
 /// The flags that `plan`, `load` and `verify` share.
 #[derive(Args)]
 pub(crate) struct PolicyArguments {
-    /// Where offloaded tensors go: auto, host, cuda, cuda:N
+    /// Where offloaded tensors go: auto, host, cuda, cuda:N, several (cuda:0,cuda:1) or cuda:all
     #[arg(long, default_value = "auto", value_parser = parse::<DeviceChoice>)]
     device: DeviceChoice,
+    /// How they are spread over several devices: layers (whole tensors), rows or columns (parts)
+    #[arg(long, default_value = "layers", value_parser = parse::<SplitMode>)]
+    split: SplitMode,
     /// How many layers are offloaded (the last ones first), or all
     #[arg(long, visible_alias = "ngl", default_value = "all", value_parser = parse::<GpuLayers>)]
     gpu_layers: GpuLayers,
-    /// Where tensors of matching names go: device, host, cuda:N or cpu; the first match wins
+    /// Where tensors of matching names go: device, host, cuda:N, cpu, or parts of them to several
+    /// (rows:cuda:0,cuda:1 or columns:…); the first match wins
     #[arg(long, value_name = "REGEX=BACKEND", value_parser = parse::<PlaceRule>)]
     place: Vec<PlaceRule>,
     /// auto, none, mmap, mlock, mlock-strict or dio; for all, or cuda=dio,cpu=mmap [short: -lm]
@@ -280,7 +284,8 @@ impl PolicyArguments {
     /// The options for the library. Says on standard error what replaces an old flag.
     pub(crate) fn options(&self) -> Options {
         let mut options = Options::default();
-        options.device = self.device;
+        options.device = self.device.clone();
+        options.split = self.split;
         options.gpu_layers = self.gpu_layers;
         options.place.clone_from(&self.place);
         options.load_mode = self.load_mode();

@@ -17,7 +17,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(args::with_long_load_mode(std::env::args_os()));
-    match run(&cli) {
+    let outcome = run(&cli);
+    // Nobody loads after this.
+    forebay::release_staging();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output::notice(failure.to_string().trim_end());

@@ -80,6 +80,13 @@ pub(crate) fn backends(backends: &[BackendReport]) -> Result<(), Failure> {
 pub(crate) fn report(report: &LoadReport) -> Result<(), Failure> {
     report.why.iter().try_for_each(|why| line(&format!("- {why}")))?;
     backends(&report.backends)?;
+    for device in &report.devices {
+        let emulated = if device.emulated { ", EMULATED: no rate of hardware" } else { "" };
+        line(&format!("{}: {}{emulated}", device.backend, device.name))?;
+    }
+    if let Some(refused) = &report.upload.pin_refused {
+        line(&format!("staging memory is not pinned, which slows copies down: {refused}"))?;
+    }
     for file in &report.files {
         self::file(file)?;
     }

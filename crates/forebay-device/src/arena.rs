@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tensors start at multiples of this, on every device.
-const TENSOR_ALIGNMENT: Alignment = match Alignment::new(256) {
+pub(crate) const TENSOR_ALIGNMENT: Alignment = match Alignment::new(256) {
     Some(alignment) => alignment,
     None => Alignment::BYTE,
 };
@@ -44,7 +44,7 @@ impl ArenaLayout {
         Ok(())
     }
 
-    fn is_disjoint(&self) -> bool {
+    pub(crate) fn is_disjoint(&self) -> bool {
         let mut ranges: Vec<_> = self.tensors.iter().filter(|range| !range.is_empty()).collect();
         ranges.sort_by_key(|range| range.start);
         ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
@@ -106,7 +106,7 @@ impl HostArena {
 
     /// The memory, for placing it on a node before it is populated.
     #[must_use]
-    pub fn region(&self) -> &Region {
+    pub fn region(&self) -> &Arc<Region> {
         &self.region
     }
 

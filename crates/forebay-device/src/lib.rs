@@ -1,18 +1,16 @@
 //! Where tensors land.
 //!
 //! An [`Uploader`] takes full slots, copies their segments to where each belongs, and gives the
-//! slots back when the copies have completed. What it copies into is an arena, sized before the
-//! first byte is read, whose tensors can be looked at once they are whole.
-//!
-//! [`HostUploader`] is the stand-in device: ordinary memory in huge pages, reached by the very
-//! path that a GPU is. Nothing here knows files, formats or policies.
+//! slots back when the copies have completed. What it copies into are arenas, sized before the
+//! first byte is read, whose tensors can be looked at once they are whole: in a CUDA device's memory
+//! ([`cuda`]), or in ordinary memory ([`HostArena`]), which also stands in for a device that is not
+//! there, reached by the very path that a GPU is. Nothing here knows files, formats or policies.
 
 mod arena;
+pub mod cuda;
 mod error;
-mod host;
 mod uploader;
 
 pub use arena::{ArenaLayout, Arrange, HostArena, HostWriter};
 pub use error::DeviceError;
-pub use host::HostUploader;
-pub use uploader::{Segment, Uploader};
+pub use uploader::{Columns, Drained, Segment, Uploader, Writer};

@@ -1,7 +1,7 @@
 //! The host device: arenas, places that reads fill, arrangements, and when a tensor can be seen.
 
 use forebay_device::{
-    ArenaLayout, Arrange, DeviceError, HostArena, HostUploader, HostWriter, Segment, Uploader,
+    ArenaLayout, Arrange, DeviceError, HostArena, HostWriter, Segment, Uploader, Writer,
 };
 use forebay_mem::{Draining, Slab, Slot};
 use std::ops::Range;
@@ -14,7 +14,7 @@ fn arena<const N: usize>(sizes_bytes: [u64; N]) -> (Arc<HostArena>, HostWriter) 
 #[test]
 fn a_tensor_is_seen_when_it_is_whole_and_not_before() {
     let (arena, writer) = arena([3, 0, 5]);
-    let mut uploader = HostUploader::new(vec![writer]);
+    let mut uploader = Uploader::new(vec![Writer::Host(writer)], 1).unwrap();
     let (_slab, mut free) = Slab::new(4096, 1).unwrap();
     let mut slot = free.pop().unwrap().fill();
     slot.buffer()[..8].copy_from_slice(b"abcdefgh");
@@ -22,8 +22,9 @@ fn a_tensor_is_seen_when_it_is_whole_and_not_before() {
         Segment { arena: 0, tensor: 2, slot_offset: 2, tensor_offset: 1, bytes: 4 },
         Segment { arena: 0, tensor: 0, slot_offset: 5, tensor_offset: 0, bytes: 3 },
     ];
-    uploader.upload(slot.filled(8).drain(), 7, &segments).unwrap();
-    assert_eq!(uploader.completed(false).unwrap().map(|(_, read)| read), Some(7));
+    let drained = uploader.upload(slot.filled(8).drain(), 7, &segments).unwrap();
+    assert_eq!(drained.map(|drained| drained.read), Some(7));
+    assert_eq!((uploader.copies(), uploader.in_flight()), (2, 0));
     assert!(arena.tensor(0).is_none());
     (0..3).for_each(|tensor| uploader.publish(0, tensor));
     assert_eq!(arena.tensor(0), Some(&b"fgh"[..]));
@@ -65,10 +66,10 @@ fn placed() -> (Arc<HostArena>, HostWriter, Slot<Draining>) {
 fn what_was_read_into_place_is_not_copied_and_what_was_not_is() {
     let (arena, mut writer, slot) = placed();
     writer.write(0, 0, b"ab");
-    let mut uploader = HostUploader::new(vec![writer]);
+    let mut uploader = Uploader::new(vec![Writer::Host(writer)], 1).unwrap();
     let segment = Segment { arena: 0, tensor: 0, slot_offset: 0, tensor_offset: 2, bytes: 6 };
-    uploader.upload(slot, 3, &[segment]).unwrap();
-    assert!(uploader.completed(false).unwrap().is_some());
+    assert!(uploader.upload(slot, 3, &[segment]).unwrap().is_some());
+    assert_eq!(uploader.copies(), 0);
     uploader.publish(0, 0);
     assert_eq!(arena.tensor(0), Some(&b"abcdefgh"[..]));
 }

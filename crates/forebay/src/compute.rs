@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::loaded::Tensor;
 use forebay_compute::{ComputeError, MatmulError, Shape, WeightBytes, dequantize};
-use forebay_mem::{MappedView, MemoryError, Operation};
+use forebay_mem::{MemoryError, Operation};
 use std::ops::Range;
 
 pub(crate) use forebay_compute::Interleaved;
@@ -12,11 +12,12 @@ pub(crate) use forebay_compute::Interleaved;
 /// processor's cache.
 const PIECE_ELEMENTS: usize = 64 << 10;
 
-/// Weights in a mapped file, copied out by the kernel: a file that is cut short is an error.
-struct Mapped<'tensor>(&'tensor MappedView);
+/// Weights that are copied out piece by piece: of a mapped file, by the kernel, so that a file that
+/// is cut short is an error; and of a device's memory, which this CPU does not see.
+struct CopiedOut<'tensor>(&'tensor Tensor);
 
-impl WeightBytes for Mapped<'_> {
-    type Error = MemoryError;
+impl WeightBytes for CopiedOut<'_> {
+    type Error = Error;
 
     fn size_bytes(&self) -> usize {
         usize::try_from(self.0.bytes()).unwrap_or(usize::MAX)
@@ -26,7 +27,7 @@ impl WeightBytes for Mapped<'_> {
         &'a self,
         range: Range<usize>,
         scratch: &'a mut Vec<u8>,
-    ) -> Result<&'a [u8], MemoryError> {
+    ) -> Result<&'a [u8], Error> {
         scratch.resize(range.len(), 0);
         self.0.read_into(range.start as u64, scratch)?;
         Ok(scratch)
@@ -80,12 +81,9 @@ impl Tensor {
             let product = forebay_compute::matmul_interleaved(&layout, packed, x, batch, y);
             return product.map_err(self.compute());
         }
-        let product = match (self.mapped(), self.as_slice()) {
-            (Some(view), _) => {
-                forebay_compute::matmul(self.dtype(), shape, &Mapped(view), x, batch, y)
-            }
-            (None, bytes) => {
-                let bytes = bytes.unwrap_or_default();
+        let product = match self.as_slice() {
+            None => forebay_compute::matmul(self.dtype(), shape, &CopiedOut(self), x, batch, y),
+            Some(bytes) => {
                 let product = forebay_compute::matmul(self.dtype(), shape, bytes, x, batch, y);
                 product.map_err(|error| match error {
                     MatmulError::Weights { source, .. } => match source {},
@@ -96,9 +94,7 @@ impl Tensor {
         };
         product.map_err(|error| match error {
             MatmulError::Refused(source) => self.compute()(source),
-            MatmulError::Weights { source, .. } => {
-                Error::memory(format!("tensor '{}' can't be read", self.name()))(source)
-            }
+            MatmulError::Weights { source, .. } => source,
             other => Error::Internal(other.to_string()),
         })
     }

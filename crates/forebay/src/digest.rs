@@ -2,12 +2,14 @@
 
 use crate::error::Error;
 use crate::loaded::Tensor;
+use forebay_device::DeviceError;
+use forebay_device::cuda::{Context, ReadBack, Staging};
+use forebay_mem::{Free, Slot};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How much is read back at a time from memory that can't be borrowed.
 const PIECE_BYTES: usize = 1 << 20;
@@ -20,32 +22,81 @@ pub fn sha256_hex(tensor: &Tensor) -> Result<String, Error> {
     let mut hasher = Sha256::new();
     if let Some(bytes) = tensor.as_slice() {
         hasher.update(bytes);
-    } else {
-        let all = usize::try_from(tensor.bytes()).unwrap_or(usize::MAX);
-        let mut buffer = vec![0; all.min(PIECE_BYTES)];
-        let mut offset = 0;
-        while offset < tensor.bytes() {
-            let left = usize::try_from(tensor.bytes() - offset).unwrap_or(usize::MAX);
-            let piece = &mut buffer[..left.min(PIECE_BYTES)];
-            tensor.read_into(offset, piece)?;
-            hasher.update(&*piece);
-            offset += piece.len() as u64;
-        }
+        return Ok(hex(hasher));
     }
+    let mut buffer = vec![0; piece_bytes(tensor.bytes(), PIECE_BYTES)];
+    let mut offset = 0;
+    while offset < tensor.bytes() {
+        let piece = &mut buffer[..piece_bytes(tensor.bytes() - offset, PIECE_BYTES)];
+        tensor.read_into(offset, piece)?;
+        hasher.update(&*piece);
+        offset += piece.len() as u64;
+    }
+    Ok(hex(hasher))
+}
+
+fn piece_bytes(left: u64, most: usize) -> usize {
+    usize::try_from(left).map_or(most, |left| left.min(most))
+}
+
+fn hex(hasher: Sha256) -> String {
     let mut hex = String::with_capacity(64);
     for byte in hasher.finalize() {
         write!(hex, "{byte:02x}").expect("writing to a string does not fail");
     }
-    Ok(hex)
+    hex
+}
+
+/// Hashes one tensor after the other; what is on a device comes back through slots of the staging
+/// memory that it went there through.
+struct Reader<'staging> {
+    slots: &'staging Mutex<Vec<Slot<Free>>>,
+    /// By device, the ones that were met so far.
+    read_backs: BTreeMap<u32, Option<ReadBack>>,
+}
+
+impl<'staging> Reader<'staging> {
+    fn new(slots: &'staging Mutex<Vec<Slot<Free>>>) -> Self {
+        Self { slots, read_backs: BTreeMap::new() }
+    }
+
+    fn digest(&mut self, tensor: &Tensor) -> Result<String, Error> {
+        let Some((arena, index)) = tensor.on_cuda() else { return sha256_hex(tensor) };
+        let Some(read_back) = self.read_back(arena.context())? else { return sha256_hex(tensor) };
+        let mut hasher = Sha256::new();
+        let mut offset = 0;
+        while offset < tensor.bytes() {
+            let bytes = piece_bytes(tensor.bytes() - offset, read_back.capacity());
+            hasher.update(read_back.read(arena, index, offset, bytes)?);
+            offset += bytes as u64;
+        }
+        Ok(hex(hasher))
+    }
+
+    /// `None` where no slot is left: the plain way serves as well.
+    fn read_back(&mut self, context: &Arc<Context>) -> Result<Option<&mut ReadBack>, DeviceError> {
+        let entry = self.read_backs.entry(context.ordinal());
+        let made = match entry {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                entry.insert(slot.map(|slot| ReadBack::new(context, slot.fill())).transpose()?)
+            }
+        };
+        Ok(made.as_mut())
+    }
 }
 
 /// The digests of all, by name; the work is shared by every core.
 pub(crate) fn all(tensors: &[Tensor]) -> Result<BTreeMap<String, String>, Error> {
+    let (staging, slots) = staging(tensors).unzip();
+    let slots = Mutex::new(slots.unwrap_or_default());
     let next = AtomicUsize::new(0);
     let digests = Mutex::new(Ok(BTreeMap::new()));
     let work = || {
+        let mut reader = Reader::new(&slots);
         while let Some(tensor) = tensors.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let digest = sha256_hex(tensor);
+            let digest = reader.digest(tensor);
             let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
             match (&mut *digests, digest) {
                 (Ok(digests), Ok(digest)) => {
@@ -65,5 +116,15 @@ pub(crate) fn all(tensors: &[Tensor]) -> Result<BTreeMap<String, String>, Error>
         }
         work();
     });
+    drop(slots);
+    if let Some(staging) = staging {
+        staging.keep();
+    }
     digests.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The staging memory that the load went through, if it went to a device and it can still be had.
+fn staging(tensors: &[Tensor]) -> Option<(Staging, Vec<Slot<Free>>)> {
+    let (arena, _) = tensors.iter().find_map(Tensor::on_cuda)?;
+    Staging::take(arena.context(), tensors.first()?.staging()?).ok()
 }

@@ -2,6 +2,7 @@
 
 use forebay_compute::ComputeError;
 use forebay_device::DeviceError;
+use forebay_device::cuda::DriverRefusal;
 use forebay_format::FormatError;
 use forebay_io::{Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
 use forebay_mem::{MemoryError, Operation};
@@ -126,6 +127,33 @@ pub enum Error {
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The tensors do not fit into a device's memory. Nothing has been read.
+    #[error(
+        "no room for {needed_bytes} bytes of tensors in the memory of {device}{}: {}",
+        .free_bytes.map(|free| format!(", which has {free} bytes free")).unwrap_or_default(),
+        do_not_fit(.left_out)
+    )]
+    DeviceFull {
+        /// Which device.
+        device: String,
+        /// What all of them take.
+        needed_bytes: u64,
+        /// What is free, if the driver tells.
+        free_bytes: Option<u64>,
+        /// The tensors that lie past what is free, by name.
+        left_out: Vec<String>,
+    },
+    /// A copy to a device failed, or the device did while it was under way.
+    #[error("{}a copy to {device} failed", context.describe())]
+    Copy {
+        /// The file and the first tensor whose bytes were being copied.
+        context: ReadContext,
+        /// Which device.
+        device: String,
+        /// What the driver answered.
+        #[source]
+        refusal: DriverRefusal,
+    },
     /// The load has failed, and its iterator has given out why.
     #[error("the load has failed; its iterator has said why")]
     AlreadyReported,
@@ -192,7 +220,13 @@ impl Error {
                 lock_remedy(*requested_bytes, *limit_bytes, *bound)
             }
             Self::Memory { source, .. } => return memory_remedy(source.operation),
-            Self::Device(DeviceError::OutOfMemory { .. }) => {
+            Self::Device(DeviceError::Unavailable(why)) => why.remedy().to_owned(),
+            Self::Device(DeviceError::Driver { .. }) | Self::Copy { .. } => {
+                "look at dmesg (Xid) and nvidia-smi for the device's state, and load again; \
+                 --device host does without it"
+                    .to_owned()
+            }
+            Self::Device(DeviceError::OutOfMemory { .. }) | Self::DeviceFull { .. } => {
                 "offload fewer layers (--gpu-layers N) or free memory".to_owned()
             }
             Self::Thread { .. } => {
@@ -209,6 +243,17 @@ impl Error {
             | Self::Cancelled
             | Self::AlreadyReported => return None,
         })
+    }
+}
+
+/// Names a few of the tensors, and counts them all.
+fn do_not_fit(names: &[String]) -> String {
+    const NAMED_MAX: usize = 3;
+    let named: Vec<String> = names.iter().take(NAMED_MAX).map(|name| format!("'{name}'")).collect();
+    match (names.len(), names.len().saturating_sub(NAMED_MAX)) {
+        (1, _) => format!("{} does not fit", named.join(", ")),
+        (_, 0) => format!("{} do not fit", named.join(", ")),
+        (_, others) => format!("{} and {others} more tensors do not fit", named.join(", ")),
     }
 }
 

@@ -54,23 +54,31 @@ mod policy;
 mod report;
 mod resident;
 mod source;
+mod split;
+mod warm_up;
 
-pub use backend::{Backend, DeviceChoice};
+pub use backend::{Backend, DeviceChoice, SplitMode};
 pub use digest::sha256_hex;
 pub use error::{Error, LockBound, ReadContext};
 pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
+pub use forebay_device::cuda::{
+    DeviceInfo, DevicePointer, DriverRefusal, PcieLink, Unavailable, device, devices,
+    driver_version, release_staging, upload_ceiling,
+};
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
 pub use forebay_mem::numa::NumaPolicy;
 pub use forebay_mem::{MappedView, MemoryError};
-pub use loaded::{Loaded, Tensor};
+pub use loaded::{Loaded, Tensor, TensorPart};
 pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Prefetch, Reclaim, Repack};
 pub use mode::{LoadMode, ModeSpec};
 pub use model::Model;
 pub use pipeline::{Load, Progress};
 pub use plan::{BackendPlan, FilePlan, Plan};
 pub use report::{
-    BackendReport, FallbackReport, FileReport, LoadReport, MemoryReport, ModelSummary, PlanReport,
-    PlannedFile, PrefetchReport, ReadReport, StallReport, TimeReport, UploadReport,
+    BackendReport, DeviceReport, FallbackReport, FileReport, LoadReport, MemoryReport,
+    ModelSummary, PlanReport, PlannedFile, PrefetchReport, ReadReport, StallReport, TimeReport,
+    UploadReport,
 };
+pub use split::Axis;

@@ -4,9 +4,12 @@ use crate::backend::Backend;
 use crate::compute::Interleaved;
 use crate::digest;
 use crate::error::Error;
+use crate::plan::SplitHome;
 use crate::report::LoadReport;
 use crate::resident::Resident;
-use forebay_device::HostArena;
+use crate::split::Axis;
+use forebay_device::cuda::{CudaArena, HostRegistration, StagingShape};
+use forebay_device::{DeviceError, HostArena};
 use forebay_format::{Catalog, Dtype};
 use forebay_mem::{MappedView, MemoryError, Operation, PageLock};
 use std::collections::BTreeMap;
@@ -14,12 +17,76 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Where the bytes of a tensor, or of a part of one, are.
+#[derive(Debug)]
+pub(crate) enum HeldPart {
+    /// In ordinary memory; where a GPU uses it too, with the driver's hold on it and the address
+    /// that the GPU sees the arena's first byte at.
+    Host { arena: Arc<HostArena>, tensor: usize, device: Option<(Arc<HostRegistration>, u64)> },
+    /// In the memory of a CUDA device.
+    Cuda { arena: Arc<CudaArena>, tensor: usize },
+}
+
+impl HeldPart {
+    fn as_slice(&self) -> Option<&[u8]> {
+        match self {
+            Self::Host { arena, tensor, .. } => arena.tensor(*tensor),
+            Self::Cuda { .. } => None,
+        }
+    }
+
+    /// Where a GPU finds it.
+    fn device_address(&self) -> Option<u64> {
+        match self {
+            Self::Host { arena, tensor, device: Some((_, base)) } => {
+                let offset = arena.tensor(*tensor)?.as_ptr().addr() - arena.region().start().addr();
+                Some(base + offset as u64)
+            }
+            Self::Host { .. } => None,
+            Self::Cuda { arena, tensor } => arena.tensor(*tensor).map(|(address, _)| address),
+        }
+    }
+
+    /// Copies bytes from `offset` on. The range lies inside, and the tensor is there.
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
+        match self {
+            Self::Host { arena, tensor, .. } => {
+                let bytes =
+                    arena.tensor(*tensor).expect("tensors are handed out once they are whole");
+                let start = usize::try_from(offset).expect("an offset inside a tensor in memory");
+                into.copy_from_slice(&bytes[start..start + into.len()]);
+                Ok(())
+            }
+            Self::Cuda { arena, tensor } => arena.read(*tensor, offset, into),
+        }
+    }
+}
+
 /// Where the bytes of a tensor are.
 #[derive(Debug)]
 pub(crate) enum TensorMemory {
-    Arena { arena: Arc<HostArena>, tensor: usize, interleaved: Option<Interleaved> },
+    Arena { part: HeldPart, interleaved: Option<Interleaved> },
+    Split { home: Arc<SplitHome>, parts: Vec<HeldPart>, backends: Vec<Backend> },
     Mapped(MappedView),
     Empty,
+}
+
+/// A tensor, or the part of one that a device has, as a matrix: all outer dimensions are rows, the
+/// innermost is columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorPart {
+    /// Where it is.
+    pub backend: Backend,
+    /// Which rows of the tensor it has.
+    pub rows: Range<u64>,
+    /// Which columns it has; less than all where the tensor is cut by columns.
+    pub columns: Range<u64>,
+    /// Its bytes, row after row without gaps.
+    pub bytes: u64,
+    /// Its first byte in the address space of its CUDA device; a multiple of 256, but for
+    /// integrated GPUs, where it is aligned as the file aligns it, and for lent memory.
+    pub device_address: Option<u64>,
 }
 
 /// All tensors of a load, landed or not.
@@ -34,6 +101,8 @@ pub(crate) struct Tensors {
     pub(crate) reclaim: bool,
     /// Held for its drop too: pages stay locked as long as any tensor of the load is held.
     pub(crate) lock: PageLock,
+    /// The staging memory for reading back from devices.
+    pub(crate) staging: Option<StagingShape>,
 }
 
 impl Tensors {
@@ -91,7 +160,7 @@ impl Tensor {
         self.entry().bytes
     }
 
-    /// Where it lives.
+    /// Where it lives; a tensor in parts ([`Tensor::parts`]), where the first of them does.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.tensors.backends[self.index]
@@ -108,10 +177,67 @@ impl Tensor {
     #[must_use]
     pub fn as_slice(&self) -> Option<&[u8]> {
         match &self.tensors.memory[self.index] {
-            TensorMemory::Arena { arena, tensor, interleaved: None } => arena.tensor(*tensor),
+            TensorMemory::Arena { part, interleaved: None } => part.as_slice(),
             TensorMemory::Empty => Some(&[]),
-            TensorMemory::Arena { .. } | TensorMemory::Mapped(_) => None,
+            TensorMemory::Arena { .. } | TensorMemory::Split { .. } | TensorMemory::Mapped(_) => {
+                None
+            }
         }
+    }
+
+    /// The parts of a tensor that is split over several devices, in the order of their rows or
+    /// columns; one part, which is all of it, for every other tensor.
+    #[must_use]
+    pub fn parts(&self) -> Vec<TensorPart> {
+        if let TensorMemory::Split { home, parts, backends } = &self.tensors.memory[self.index] {
+            let part = |(index, part): (usize, &HeldPart)| {
+                let (rows, columns) = home.split.elements(index);
+                let (backend, bytes) = (backends[index], home.split.part_bytes(index));
+                let device_address = part.device_address();
+                TensorPart { backend, rows, columns, bytes, device_address }
+            };
+            return parts.iter().enumerate().map(part).collect();
+        }
+        let (columns, outer) = self.shape().split_last().map_or((1, &[][..]), |(&k, m)| (k, m));
+        let rows = outer.iter().product();
+        let (backend, bytes, device_address) =
+            (self.backend(), self.bytes(), self.device_address());
+        vec![TensorPart { backend, rows: 0..rows, columns: 0..columns, bytes, device_address }]
+    }
+
+    /// Along what it is cut, if it is in parts.
+    #[must_use]
+    pub fn split_axis(&self) -> Option<Axis> {
+        match &self.tensors.memory[self.index] {
+            TensorMemory::Split { home, .. } => Some(home.split.axis()),
+            _ => None,
+        }
+    }
+
+    /// Where its first byte is in the address space of the one CUDA device that has it: for
+    /// kernels, which are to be done with it before the last [`Tensor`] or [`Loaded`] of the load is
+    /// dropped. `None` for what is on no such device, or on several ([`Tensor::parts`]).
+    #[must_use]
+    pub fn device_address(&self) -> Option<u64> {
+        match &self.tensors.memory[self.index] {
+            TensorMemory::Arena { part, interleaved: None } => part.device_address(),
+            _ => None,
+        }
+    }
+
+    /// The arena on a CUDA device that has all of it, and its number there.
+    pub(crate) fn on_cuda(&self) -> Option<(&Arc<CudaArena>, usize)> {
+        match &self.tensors.memory[self.index] {
+            TensorMemory::Arena { part: HeldPart::Cuda { arena, tensor }, .. } => {
+                Some((arena, *tensor))
+            }
+            _ => None,
+        }
+    }
+
+    /// The staging memory that its load used for devices.
+    pub(crate) fn staging(&self) -> Option<StagingShape> {
+        self.tensors.staging
     }
 
     /// Whether its bytes were interleaved for the CPU's matrix products while it was loaded.
@@ -124,8 +250,8 @@ impl Tensor {
     /// The layout and the bytes of a repacked tensor.
     pub(crate) fn repacked(&self) -> Option<(Interleaved, &[u8])> {
         match &self.tensors.memory[self.index] {
-            TensorMemory::Arena { arena, tensor, interleaved: Some(layout) } => {
-                Some((*layout, arena.tensor(*tensor)?))
+            TensorMemory::Arena { part, interleaved: Some(layout) } => {
+                Some((*layout, part.as_slice()?))
             }
             _ => None,
         }
@@ -163,14 +289,15 @@ impl Tensor {
     pub fn mapped(&self) -> Option<&MappedView> {
         match &self.tensors.memory[self.index] {
             TensorMemory::Mapped(view) => Some(view),
-            TensorMemory::Arena { .. } | TensorMemory::Empty => None,
+            TensorMemory::Arena { .. } | TensorMemory::Split { .. } | TensorMemory::Empty => None,
         }
     }
 
     /// Copies `buffer.len()` bytes from `offset` within the tensor on, wherever it lives.
     ///
     /// # Errors
-    /// [`Error::Memory`] where the mapped file no longer reaches, or past the tensor's end.
+    /// [`Error::Memory`] where the mapped file no longer reaches, or past the tensor's end;
+    /// [`Error::Device`] where a device does not give it back.
     pub fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let failed = || format!("tensor '{}' can't be read back", self.name());
         let bytes = buffer.len() as u64;
@@ -181,16 +308,18 @@ impl Tensor {
         if let Some(view) = self.mapped() {
             return view.read_into(offset, buffer).map_err(Error::memory(failed()));
         }
-        match (self.repacked(), self.as_slice()) {
-            (Some((layout, packed)), _) => {
-                let gathered = layout.gather(offset, packed, buffer);
-                gathered.expect("a range inside the tensor, checked above");
+        if let Some((layout, packed)) = self.repacked() {
+            let gathered = layout.gather(offset, packed, buffer);
+            gathered.expect("a range inside the tensor, checked above");
+            return Ok(());
+        }
+        match &self.tensors.memory[self.index] {
+            TensorMemory::Arena { part, .. } => part.read(offset, buffer)?,
+            TensorMemory::Split { home, parts, .. } => {
+                let read = |part: usize, at, into: &mut [u8]| parts[part].read(at, into);
+                home.split.gather(offset, buffer, read)?;
             }
-            (None, Some(bytes)) => {
-                let start = usize::try_from(offset).expect("an offset inside a tensor in memory");
-                buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
-            }
-            (None, None) => unreachable!("a tensor is handed out once it is published"),
+            TensorMemory::Mapped(_) | TensorMemory::Empty => {}
         }
         Ok(())
     }

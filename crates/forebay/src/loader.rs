@@ -1,12 +1,15 @@
 //! The builder that most programs start with.
 
-use crate::backend::{Backend, DeviceChoice};
+use crate::backend::{Backend, DeviceChoice, SplitMode, devices};
 use crate::error::Error;
 use crate::loaded::Loaded;
 use crate::mode::ModeSpec;
 use crate::model::Model;
 use crate::pipeline::{Load, Progress};
-use crate::plan::Plan;
+use crate::plan::{Lent, Plan};
+use crate::split::Axis;
+use crate::warm_up::WarmUp;
+use forebay_device::cuda::DevicePointer;
 use forebay_io::{Cancel, Fault};
 use forebay_mem::numa::NumaPolicy;
 use regex::Regex;
@@ -34,24 +37,38 @@ impl FromStr for GpuLayers {
     }
 }
 
-/// Sends the tensors whose names match a pattern to a backend.
+/// Sends the tensors whose names match a pattern to a backend, or to several in parts.
 #[derive(Clone, Debug)]
 pub struct PlaceRule {
     pub(crate) pattern: Regex,
-    /// `None` stands for whichever device is chosen.
-    pub(crate) backend: Option<Backend>,
+    pub(crate) target: Target,
+}
+
+/// Where a rule sends a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Where it would be offloaded to.
+    Device,
+    Whole(Backend),
+    Split(Axis, Vec<Backend>),
 }
 
 impl FromStr for PlaceRule {
     type Err = String;
 
-    /// From `REGEX=BACKEND`; the last `=` divides.
+    /// From `REGEX=BACKEND`; the last `=` divides. BACKEND is `device`, `cpu`, `host`, `cuda:N`, or
+    /// `rows:` or `columns:` before a list: `rows:cuda:0,cuda:1`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (pattern, backend) =
             text.rsplit_once('=').ok_or_else(|| format!("'{text}' is not REGEX=BACKEND"))?;
         let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
-        let backend = if backend == "device" { None } else { Some(backend.parse()?) };
-        Ok(Self { pattern, backend })
+        let target = match (backend, backend.split_once(':')) {
+            ("device", _) => Target::Device,
+            (_, Some(("rows", list))) => Target::Split(Axis::Rows, devices(list)?),
+            (_, Some(("columns", list))) => Target::Split(Axis::Columns, devices(list)?),
+            _ => Target::Whole(backend.parse()?),
+        };
+        Ok(Self { pattern, target })
     }
 }
 
@@ -158,6 +175,8 @@ pub struct Options {
     pub device: DeviceChoice,
     /// How many layers are offloaded.
     pub gpu_layers: GpuLayers,
+    /// How offloaded tensors are spread, where there are several devices.
+    pub split: SplitMode,
     /// Exceptions by name; the first match wins, before `gpu_layers`.
     pub place: Vec<PlaceRule>,
     /// How each backend loads.
@@ -210,6 +229,7 @@ pub(crate) struct Hooks {
 pub struct Loader {
     path: PathBuf,
     options: Options,
+    lent: Vec<(String, DevicePointer)>,
     hooks: Hooks,
 }
 
@@ -218,7 +238,7 @@ impl Loader {
     #[must_use]
     pub fn new(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref().to_owned();
-        Self { path, options: Options::default(), hooks: Hooks::default() }
+        Self { path, options: Options::default(), lent: Vec::new(), hooks: Hooks::default() }
     }
 
     /// Replaces all options at once.
@@ -235,6 +255,13 @@ impl Loader {
         self
     }
 
+    /// How offloaded tensors are spread, where there are several devices.
+    #[must_use]
+    pub fn split(mut self, split: SplitMode) -> Self {
+        self.options.split = split;
+        self
+    }
+
     /// How many layers are offloaded; the rest stays on the CPU.
     #[must_use]
     pub fn gpu_layers(mut self, gpu_layers: GpuLayers) -> Self {
@@ -246,6 +273,14 @@ impl Loader {
     #[must_use]
     pub fn place(mut self, rule: PlaceRule) -> Self {
         self.options.place.push(rule);
+        self
+    }
+
+    /// Puts the tensor `name` into memory of a CUDA device that you have allocated, whatever the
+    /// other options say of it. Its bytes begin at the pointer.
+    #[must_use]
+    pub fn into_device_memory(mut self, name: &str, memory: DevicePointer) -> Self {
+        self.lent.push((name.to_owned(), memory));
         self
     }
 
@@ -346,7 +381,37 @@ impl Loader {
     /// # Errors
     /// As [`Model::open`] and [`Plan::new`].
     pub fn plan(&self) -> Result<Plan, Error> {
-        Plan::new(&Model::open(&self.path)?, &self.options)
+        let model = Model::open(&self.path)?;
+        let mut plan = Plan::to_start(&model, &self.options, self.lent(&model)?)?;
+        plan.probe_performer();
+        Ok(plan)
+    }
+
+    /// The lent memory by tensor, if it is as large as it must be.
+    fn lent(&self, model: &Model) -> Result<Lent, Error> {
+        let refuse = |cause: &str| {
+            Error::option(
+                "device memory",
+                cause,
+                "lend it for a tensor of the model, and as large as that",
+            )
+        };
+        let mut lent = Lent::new();
+        for (name, pointer) in &self.lent {
+            let index = model.catalog().position(name);
+            let index =
+                index.ok_or_else(|| refuse(&format!("the model has no tensor '{name}'")))?;
+            let bytes = model.catalog().tensors()[index].bytes;
+            if pointer.bytes() < bytes {
+                let cause =
+                    format!("tensor '{name}' has {bytes} bytes, and {} are lent", pointer.bytes());
+                return Err(refuse(&cause));
+            }
+            if lent.insert(index, pointer.clone()).is_some() {
+                return Err(refuse(&format!("tensor '{name}' is lent memory twice")));
+            }
+        }
+        Ok(lent)
     }
 
     /// Opens, plans and starts. The result yields tensors as they land.
@@ -354,7 +419,12 @@ impl Loader {
     /// # Errors
     /// As [`Loader::plan`]; [`Error::Device`] or [`Error::Memory`] where memory is refused.
     pub fn start(self) -> Result<Load, Error> {
-        let plan = Plan::to_start(&Model::open(&self.path)?, &self.options)?;
+        // What a device takes to be ready is done while the files are opened and planned.
+        let warm_up = WarmUp::begin(&self.options);
+        let model = Model::open(&self.path)?;
+        let lent = self.lent(&model)?;
+        let plan = Plan::to_start(&model, &self.options, lent)?;
+        let _ready = warm_up.finish();
         plan.start_with(self.hooks)
     }
 

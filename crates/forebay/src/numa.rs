@@ -13,7 +13,7 @@ pub(crate) fn place(policy: NumaPolicy, arenas: &[Arc<HostArena>], slab: &Region
     }
     let mut told: Vec<String> = arenas
         .iter()
-        .map(|arena| arena.region())
+        .map(|arena| &**arena.region())
         .chain([slab])
         .map(|region| match region.place_on(policy) {
             Ok(placed) => format!("memory: {placed}"),

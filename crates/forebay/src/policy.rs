@@ -1,7 +1,8 @@
-//! Which tensor goes where. Pure: names and options in, backends out.
+//! Which tensor goes where. Pure: names, sizes and options in, placements out.
 
-use crate::backend::Backend;
-use crate::loader::{GpuLayers, PlaceRule};
+use crate::backend::{Backend, SplitMode};
+use crate::loader::{GpuLayers, PlaceRule, Target};
+use crate::split::Axis;
 
 /// The words that a layer's number follows in tensor names: `blk.N.` (GGUF), `model.layers.N.`,
 /// `transformer.h.N.`, `encoder.layer.N.`, `blocks.N.`.
@@ -33,33 +34,74 @@ pub(crate) fn order_of_use(name: &str) -> (u8, u32) {
     }
 }
 
-/// The backend of each tensor, in order, and the reasons in words.
+/// Where a tensor goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    Whole(Backend),
+    /// In parts, if it can be cut; else to the first.
+    Split(Axis, Vec<Backend>),
+}
+
+/// What decides where tensors go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy<'options> {
+    pub(crate) gpu_layers: GpuLayers,
+    pub(crate) rules: &'options [PlaceRule],
+    /// At least one.
+    pub(crate) devices: &'options [Backend],
+    pub(crate) split: SplitMode,
+}
+
+/// The placement of each tensor, in order, and the reasons in words. Tensors are names and sizes.
 pub(crate) fn place<'names>(
-    names: impl Iterator<Item = &'names str> + Clone,
-    gpu_layers: GpuLayers,
-    rules: &[PlaceRule],
-    device: Backend,
-) -> (Vec<Backend>, Vec<String>) {
+    tensors: impl Iterator<Item = (&'names str, u64)> + Clone,
+    policy: Policy<'_>,
+) -> (Vec<Placement>, Vec<String>) {
+    let names = tensors.clone().map(|(name, _)| name);
     let layers = names.clone().filter_map(layer_of).max().map_or(0, |last| last + 1);
-    let (first_offloaded, offload_rest) = match gpu_layers {
+    let (first_offloaded, offload_rest) = match policy.gpu_layers {
         GpuLayers::All => (0, true),
         GpuLayers::Count(count) => (layers.saturating_sub(count), count > layers),
     };
+    let is_offloaded = |name: &str| match layer_of(name) {
+        Some(layer) => layer >= first_offloaded,
+        None => offload_rest,
+    };
+    let offloaded = tensors.filter(|(name, _)| is_offloaded(name));
+    let spread = Spread::new(offloaded, policy.devices);
+    let device_of = |name: &str| match policy.split {
+        _ if policy.devices.len() == 1 => Placement::Whole(policy.devices[0]),
+        SplitMode::Layers => Placement::Whole(spread.device_of(name)),
+        SplitMode::Rows => Placement::Split(Axis::Rows, policy.devices.to_vec()),
+        SplitMode::Columns => Placement::Split(Axis::Columns, policy.devices.to_vec()),
+    };
     let mut by_rule = 0_usize;
-    let backends: Vec<Backend> = names
+    let placements = names
         .map(|name| {
-            if let Some(rule) = rules.iter().find(|rule| rule.pattern.is_match(name)) {
+            if let Some(rule) = policy.rules.iter().find(|rule| rule.pattern.is_match(name)) {
                 by_rule += 1;
-                return rule.backend.unwrap_or(device);
+                return match &rule.target {
+                    Target::Device => device_of(name),
+                    Target::Whole(backend) => Placement::Whole(*backend),
+                    Target::Split(axis, devices) => Placement::Split(*axis, devices.clone()),
+                };
             }
-            let offloaded = match layer_of(name) {
-                Some(layer) => layer >= first_offloaded,
-                None => offload_rest,
-            };
-            if offloaded { device } else { Backend::Cpu }
+            if is_offloaded(name) { device_of(name) } else { Placement::Whole(Backend::Cpu) }
         })
         .collect();
-    let mut why = vec![match gpu_layers {
+    let device = match policy.devices {
+        [only] => only.to_string(),
+        several => {
+            let way = match policy.split {
+                SplitMode::Layers => "spread by layers over",
+                SplitMode::Rows => "split by rows over",
+                SplitMode::Columns => "split by columns over",
+            };
+            let names: Vec<String> = several.iter().map(ToString::to_string).collect();
+            format!("devices, {way} {}", names.join(", "))
+        }
+    };
+    let mut why = vec![match policy.gpu_layers {
         GpuLayers::All => format!("everything is offloaded to {device} (--gpu-layers all)"),
         GpuLayers::Count(count) if offload_rest => format!(
             "everything is offloaded to {device}: {count} is more than the model's {layers} layers"
@@ -71,10 +113,48 @@ pub(crate) fn place<'names>(
             layers.saturating_sub(1)
         ),
     }];
-    if !rules.is_empty() {
+    if !policy.rules.is_empty() {
         why.push(format!("{by_rule} tensors are placed by --place"));
     }
-    (backends, why)
+    (placements, why)
+}
+
+/// Which device each stage of the model goes to, in the order in which a model uses them.
+struct Spread {
+    /// The stages that begin a device, and which.
+    starts: Vec<((u8, u32), Backend)>,
+}
+
+impl Spread {
+    /// Each device gets about the same number of bytes; what belongs to one layer stays together.
+    fn new<'names>(tensors: impl Iterator<Item = (&'names str, u64)>, devices: &[Backend]) -> Self {
+        let mut stages = std::collections::BTreeMap::new();
+        for (name, bytes) in tensors {
+            *stages.entry(order_of_use(name)).or_insert(0_u128) += u128::from(bytes);
+        }
+        let all: u128 = stages.values().sum();
+        let mut starts: Vec<((u8, u32), Backend)> = Vec::new();
+        let mut before = 0;
+        for (stage, bytes) in stages {
+            // By the middle of the stage: a large one goes where most of it would.
+            let middle = before + bytes / 2;
+            let index = (middle * devices.len() as u128).checked_div(all).unwrap_or(0);
+            let index = usize::try_from(index).unwrap_or(0).min(devices.len() - 1);
+            if starts.last().is_none_or(|(_, last)| *last != devices[index]) {
+                starts.push((stage, devices[index]));
+            }
+            before += bytes;
+        }
+        if starts.is_empty() {
+            starts.push(((0, 0), devices[0]));
+        }
+        Self { starts }
+    }
+
+    fn device_of(&self, name: &str) -> Backend {
+        let after = self.starts.partition_point(|(stage, _)| *stage <= order_of_use(name));
+        self.starts[after.saturating_sub(1)].1
+    }
 }
 
 #[cfg(test)]
@@ -92,8 +172,37 @@ mod tests {
 
     fn placed(gpu_layers: GpuLayers, rules: &[&str]) -> String {
         let rules: Vec<PlaceRule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-        let (backends, _) = place(NAMES.into_iter(), gpu_layers, &rules, Backend::Host);
-        backends.iter().map(|&backend| if backend == Backend::Cpu { 'c' } else { 'h' }).collect()
+        let policy = Policy {
+            gpu_layers,
+            rules: &rules,
+            devices: &[Backend::Host],
+            split: SplitMode::Layers,
+        };
+        let (placements, _) = place(NAMES.into_iter().map(|name| (name, 10)), policy);
+        let is_cpu = |placement: &Placement| *placement == Placement::Whole(Backend::Cpu);
+        placements.iter().map(|placement| if is_cpu(placement) { 'c' } else { 'h' }).collect()
+    }
+
+    #[test]
+    fn layers_are_spread_over_devices_by_bytes_and_stay_together() {
+        let devices = [Backend::Cuda(0), Backend::Cuda(1)];
+        let placed = |sizes: [u64; 6], split| {
+            let policy =
+                Policy { gpu_layers: GpuLayers::All, rules: &[], devices: &devices, split };
+            place(NAMES.into_iter().zip(sizes), policy).0
+        };
+        let numbers = |placements: Vec<Placement>| -> Vec<u32> {
+            let number = |placement: &Placement| match placement {
+                Placement::Whole(Backend::Cuda(number)) => *number,
+                other => panic!("{other:?}"),
+            };
+            placements.iter().map(number).collect()
+        };
+        assert_eq!(numbers(placed([10; 6], SplitMode::Layers)), [0, 0, 0, 1, 1, 1]);
+        assert_eq!(numbers(placed([90, 1, 1, 1, 1, 90], SplitMode::Layers)), [0, 0, 0, 1, 1, 1]);
+        assert_eq!(numbers(placed([0; 6], SplitMode::Layers)), [0; 6]);
+        let rows = placed([10; 6], SplitMode::Rows);
+        assert!(rows.iter().all(|it| *it == Placement::Split(Axis::Rows, devices.to_vec())));
     }
 
     #[test]

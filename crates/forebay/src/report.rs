@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::pipeline::Outcome;
 use crate::plan::{BackendPlan, FilePlan, Plan};
+use forebay_device::cuda::DeviceInfo;
 use forebay_io::{Access, ByAccess, Step};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -92,9 +93,26 @@ pub struct ReadReport {
 pub struct UploadReport {
     pub bytes: u64,
     pub copies: u64,
-    /// Time spent copying.
+    /// Time in which at least one copy was under way.
     pub seconds: f64,
     pub gib_per_s: f64,
+    /// Whether devices copied from pinned memory; `null` where none copied.
+    pub pinned: Option<bool>,
+    /// Why not.
+    pub pin_refused: Option<String>,
+    /// Whether an earlier load of the process had paid for the pinning.
+    pub staging_reused: bool,
+}
+
+/// A CUDA device of the load.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "named as in the contract")]
+pub struct DeviceReport {
+    pub backend: String,
+    pub name: String,
+    /// Whether it is an emulation: rates then say nothing about hardware.
+    pub emulated: bool,
+    pub numa_node: Option<u32>,
 }
 
 /// Who waited for whom.
@@ -158,6 +176,8 @@ pub struct PrefetchReport {
 pub struct LoadReport {
     pub model: ModelSummary,
     pub backends: Vec<BackendReport>,
+    /// The CUDA devices among them.
+    pub devices: Vec<DeviceReport>,
     pub files: Vec<FileReport>,
     pub read: ReadReport,
     pub upload: UploadReport,
@@ -237,6 +257,17 @@ impl From<&BackendPlan> for BackendReport {
     }
 }
 
+impl From<&DeviceInfo> for DeviceReport {
+    fn from(device: &DeviceInfo) -> Self {
+        Self {
+            backend: format!("cuda:{}", device.ordinal),
+            name: device.name.clone(),
+            emulated: device.is_emulated,
+            numa_node: device.numa_node,
+        }
+    }
+}
+
 impl LoadReport {
     pub(crate) fn new(plan: &Plan, outcome: &Outcome) -> Self {
         let Outcome { read, upload, prefetch, lock, .. } = outcome;
@@ -248,6 +279,7 @@ impl LoadReport {
         Self {
             model: summary(plan),
             backends: plan.backends.iter().map(BackendReport::from).collect(),
+            devices: plan.devices.values().map(DeviceReport::from).collect(),
             files,
             read: ReadReport {
                 bytes: read_bytes,
@@ -263,6 +295,10 @@ impl LoadReport {
                 copies: upload.copies,
                 seconds: upload.busy.as_secs_f64(),
                 gib_per_s: gib_per_s(upload.copied_bytes, upload.busy),
+                pinned: outcome.pinning.as_ref().map(|pinning| pinning.refusal.is_none()),
+                pin_refused: (outcome.pinning.as_ref())
+                    .and_then(|pinning| pinning.refusal.as_ref().map(ToString::to_string)),
+                staging_reused: outcome.pinning.as_ref().is_some_and(|pinning| pinning.is_reused),
             },
             stall: StallReport {
                 reader_waited_s: read.stats.waited_for_slot.as_secs_f64(),
@@ -284,7 +320,7 @@ impl LoadReport {
                 lock_errno: lock.errno.map(|errno| format!("{errno:?}")),
                 reclaimed_bytes: read.stats.reclaimed_bytes,
                 repacked_bytes: repacked_bytes(plan),
-                in_place_bytes: upload.bytes - upload.copied_bytes,
+                in_place_bytes: upload.in_place_bytes,
                 numa: outcome.numa.clone(),
             },
             prefetch: PrefetchReport {

@@ -9,7 +9,7 @@ use crate::ceiling::{self, SHAPES, Shape};
 use crate::commands::synth::{self, Recipe};
 use crate::failure::Failure;
 use crate::{interrupt, output, size};
-use forebay::{LoadMode, Model, ModelSummary};
+use forebay::{Backend, DeviceChoice, DeviceInfo, LoadMode, Model, ModelSummary};
 use forebay_io::cache;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -24,10 +24,15 @@ use std::process::{Command, Stdio};
 struct BenchReport {
     model: ModelSummary,
     ceiling: Ceiling,
+    /// What the first CUDA device takes from pinned memory, where tensors go to one.
+    upload_ceiling: Option<Ceiling>,
+    /// Whether that device is an emulation.
+    emulated: bool,
     repeat: u32,
     rows: Vec<Row>,
     runs: Vec<Run>,
     ceiling_runs: Vec<Ceiling>,
+    upload_ceiling_runs: Vec<Ceiling>,
 }
 
 #[derive(Clone, Serialize)]
@@ -85,11 +90,16 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
         CacheChoice::Both => &["cold", "warm"],
     };
     let mut runs = Vec::new();
+    let device = cuda_device(arguments)?;
     let mut ceilings = Vec::new();
+    let mut upload_ceilings = Vec::new();
     for round in 1..=arguments.repeat {
         for shape in SHAPES {
             drop_caches(&files)?;
             ceilings.push(ceiling_run(&files, shape)?);
+        }
+        if let Some(device) = &device {
+            upload_ceilings.push(upload_ceiling(device, model.catalog().bytes())?);
         }
         for &cache in caches {
             for &mode in &arguments.modes {
@@ -102,7 +112,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
             }
         }
     }
-    let report = summarise(arguments, &model, caches, runs, ceilings);
+    let measured = Measured { runs, ceilings, upload_ceilings, device };
+    let report = summarise(arguments, &model, caches, measured);
     if arguments.json { output::json(&report) } else { show(&report) }
 }
 
@@ -124,6 +135,37 @@ fn synthesise(arguments: &BenchArguments) -> Result<(PathBuf, tempfile::TempDir)
     let recipe = Recipe { format: SynthFormat::Gguf, weights: None, seed: 0 };
     synth::write(&path, arguments.size, recipe)?;
     Ok((path, folder))
+}
+
+/// What the rounds have come to.
+struct Measured {
+    runs: Vec<Run>,
+    ceilings: Vec<Ceiling>,
+    upload_ceilings: Vec<Ceiling>,
+    device: Option<DeviceInfo>,
+}
+
+/// The first CUDA device that the loads go to.
+fn cuda_device(arguments: &BenchArguments) -> Result<Option<DeviceInfo>, Failure> {
+    let ordinal = match &arguments.device {
+        DeviceChoice::Device(Backend::Cuda(ordinal)) => *ordinal,
+        DeviceChoice::Several(devices) => match devices.first() {
+            Some(Backend::Cuda(ordinal)) => *ordinal,
+            _ => return Ok(None),
+        },
+        DeviceChoice::AllCuda => 0,
+        // It goes to the host where there is no driver.
+        DeviceChoice::Auto => return Ok(forebay::device(0).ok()),
+        _ => return Ok(None),
+    };
+    let device = forebay::device(ordinal).map_err(|why| forebay::Error::Device(why.into()))?;
+    Ok(Some(device))
+}
+
+fn upload_ceiling(device: &DeviceInfo, bytes: u64) -> Result<Ceiling, Failure> {
+    let took = forebay::upload_ceiling(device.ordinal, bytes).map_err(forebay::Error::from)?;
+    let gib_per_s = output::gib(bytes) / took.as_secs_f64();
+    Ok(Ceiling { gib_per_s, shape: format!("pinned, 16MiB copies, to cuda:{}", device.ordinal) })
 }
 
 fn ceiling_run(files: &[PathBuf], shape: Shape) -> Result<Ceiling, Failure> {
@@ -174,11 +216,7 @@ fn load_in_child(
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let mut command = Command::new(program);
     command.arg("load").arg(model).args(["--json", "--load-mode", mode.name()]);
-    let device = match arguments.device {
-        forebay::DeviceChoice::Auto => "auto".to_owned(),
-        forebay::DeviceChoice::Device(device) => device.to_string(),
-    };
-    command.args(["--device", &device]);
+    command.args(["--device", &arguments.device.to_string()]);
     let sizes = [("--staging", arguments.staging), ("--chunk", arguments.chunk)];
     for (flag, bytes) in sizes {
         if let Some(bytes) = bytes {
@@ -278,15 +316,25 @@ fn summarise(
     arguments: &BenchArguments,
     model: &Model,
     caches: &[&'static str],
-    runs: Vec<Run>,
-    ceiling_runs: Vec<Ceiling>,
+    measured: Measured,
 ) -> BenchReport {
+    let Measured { runs, ceilings: ceiling_runs, upload_ceilings, device } = measured;
+    let upload_ceiling = upload_ceilings.first().map(|first| Ceiling {
+        gib_per_s: median(upload_ceilings.iter().map(|run| run.gib_per_s).collect()),
+        shape: first.shape.clone(),
+    });
     let of_shape = |shape: Shape| {
         let rates = ceiling_runs.iter().filter(|run| run.shape == shape.name());
         Ceiling { gib_per_s: median(rates.map(|run| run.gib_per_s).collect()), shape: shape.name() }
     };
     let best = SHAPES.map(of_shape).into_iter().max_by(|a, b| a.gib_per_s.total_cmp(&b.gib_per_s));
     let ceiling = best.unwrap_or(Ceiling { gib_per_s: f64::NAN, shape: String::new() });
+    // What bounds a load: the slower of storage and link; from the page cache, the link alone.
+    let bound = |cache: &str| match &upload_ceiling {
+        Some(upload) if cache == "warm" => upload.gib_per_s,
+        Some(upload) => upload.gib_per_s.min(ceiling.gib_per_s),
+        None => ceiling.gib_per_s,
+    };
     let mut rows = Vec::new();
     for &cache in caches {
         for &mode in &arguments.modes {
@@ -299,7 +347,7 @@ fn summarise(
                 device: own.first().map(|run| run.device.clone()).unwrap_or_default(),
                 cache,
                 gib_per_s,
-                of_ceiling: gib_per_s / ceiling.gib_per_s,
+                of_ceiling: gib_per_s / bound(cache),
                 cpu_s_per_gib: of(|run| run.cpu_s_per_gib),
                 peak_rss_bytes: median_bytes(own.iter().map(|run| run.peak_rss_bytes).collect()),
                 page_cache_left: (own.iter().map(|run| run.page_cache_left).collect::<Option<_>>())
@@ -314,7 +362,17 @@ fn summarise(
         tensors: catalog.tensors().len(),
         bytes: catalog.bytes(),
     };
-    BenchReport { model, ceiling, repeat: arguments.repeat, rows, runs, ceiling_runs }
+    BenchReport {
+        model,
+        ceiling,
+        upload_ceiling,
+        emulated: device.is_some_and(|device| device.is_emulated),
+        repeat: arguments.repeat,
+        rows,
+        runs,
+        ceiling_runs,
+        upload_ceiling_runs: upload_ceilings,
+    }
 }
 
 fn show(report: &BenchReport) -> Result<(), Failure> {
@@ -326,6 +384,14 @@ fn show(report: &BenchReport) -> Result<(), Failure> {
         report.ceiling.gib_per_s,
         report.ceiling.shape
     ))?;
+    if let Some(upload) = &report.upload_ceiling {
+        let emulated = if report.emulated { ", EMULATED: no rate of hardware" } else { "" };
+        output::line(&format!(
+            "upload ceiling {:.2} GiB/s ({}){emulated}; cold rows are shares of the lower ceiling, \
+             warm ones of this",
+            upload.gib_per_s, upload.shape
+        ))?;
+    }
     let head =
         ["mode", "device", "cache", "GiB/s", "of ceiling", "CPU s/GiB", "peak RSS", "cache left"];
     let mut rows = vec![head.map(String::from).to_vec()];

@@ -1,15 +1,18 @@
 //! The memory of a load: arenas, mappings, their locks, and where each tensor is.
 
+use super::staging::staging_shape;
 use crate::error::{Error, LockBound};
-use crate::loaded::{TensorMemory, Tensors};
+use crate::loaded::{HeldPart, TensorMemory, Tensors};
 use crate::loader::Reclaim;
-use crate::plan::{Home, Plan, Rearranged};
+use crate::plan::{ArenaKind, ArenaPlan, Home, Plan, Rearranged};
 use crate::resident::Resident;
-use forebay_device::{HostArena, HostWriter, Segment};
+use forebay_device::cuda::{Context, CudaArena, CudaWriter, HostRegistration, Memory};
+use forebay_device::{DeviceError, HostArena, HostWriter, Segment, Writer};
 use forebay_io::{Access, MappedRange, ReadSpec};
 use forebay_mem::{
     FileMapping, LockReport, MemoryAtHand, PageLock, Place, memlock_limit_bytes, memory_at_hand,
 };
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,42 +22,133 @@ const PADDING_BYTES_MAX: u64 = 31;
 /// The mapping of each file that the plan maps.
 pub(super) type Mappings = Vec<Option<Arc<FileMapping>>>;
 
+/// Memory for tensors, wherever it is.
+#[derive(Clone, Debug)]
+pub(super) enum Arena {
+    Host(Arc<HostArena>),
+    /// With what the GPU has to know of it, and where it sees the first byte.
+    Shared(Arc<HostArena>, Arc<HostRegistration>, u64),
+    Cuda(Arc<CudaArena>),
+}
+
+impl Arena {
+    /// The part that is the machine's memory.
+    pub(super) fn host(&self) -> Option<&Arc<HostArena>> {
+        match self {
+            Self::Host(arena) | Self::Shared(arena, ..) => Some(arena),
+            Self::Cuda(_) => None,
+        }
+    }
+}
+
 /// The arenas of a load, the right to fill them, and what reads fill by themselves.
 pub(super) struct Arenas {
-    pub(super) arenas: Vec<Arc<HostArena>>,
-    pub(super) writers: Vec<HostWriter>,
+    pub(super) arenas: Vec<Arena>,
+    pub(super) writers: Vec<Writer>,
     /// By read.
     pub(super) places: Vec<Option<Place>>,
 }
 
+/// The CUDA devices of a load.
+pub(super) type Contexts = BTreeMap<u32, Arc<Context>>;
+
+/// The contexts of all devices that tensors go to.
+pub(super) fn contexts(plan: &Plan) -> Result<Contexts, Error> {
+    let ordinals = plan.arenas.iter().filter_map(|arena| arena.kind.device());
+    let context = |ordinal| Ok((ordinal, Context::of(ordinal).map_err(DeviceError::from)?));
+    ordinals.map(context).collect()
+}
+
 /// The arena of each backend that has memory of its own.
-pub(super) fn reserve_arenas(plan: &Plan) -> Result<Arenas, Error> {
+pub(super) fn reserve_arenas(plan: &Plan, contexts: &Contexts) -> Result<Arenas, Error> {
     let mut reserved = Arenas {
         arenas: Vec::new(),
         writers: Vec::new(),
         places: plan.places.iter().map(|_| None).collect(),
     };
     for (index, planned) in plan.arenas.iter().enumerate() {
-        let (arena, mut writer) = HostArena::new(&planned.backend.to_string(), &planned.layout)?;
-        for (tensor, arrangement) in planned.arrangements.iter().enumerate() {
-            if let Some(arrangement) = arrangement {
-                writer.arrange(tensor, Arc::new(Rearranged(*arrangement)));
-            }
-        }
-        let mut into: Vec<(usize, Range<u64>)> = (plan.places.iter().enumerate())
-            .filter_map(|(read, place)| Some((read, place.as_ref()?)))
-            .filter(|(_, place)| place.arena == index)
-            .map(|(read, place)| (read, place.range.clone()))
-            .collect();
-        into.sort_by_key(|(_, range)| range.start);
-        let ranges: Vec<_> = into.iter().map(|(_, range)| range.clone()).collect();
-        for ((read, _), place) in into.into_iter().zip(writer.places(&ranges)) {
-            reserved.places[read] = Some(place);
-        }
-        reserved.arenas.push(arena);
-        reserved.writers.push(writer);
+        let context = planned.kind.device().and_then(|ordinal| contexts.get(&ordinal));
+        let Some(context) = context.filter(|_| !planned.kind.is_host_memory()) else {
+            let writer = reserve_host(plan, index, context, &mut reserved)?;
+            reserved.writers.push(Writer::Host(writer));
+            continue;
+        };
+        let (arena, writer) = reserve_cuda(plan, planned, context)?;
+        reserved.arenas.push(Arena::Cuda(arena));
+        reserved.writers.push(Writer::Cuda(writer));
     }
     Ok(reserved)
+}
+
+fn reserve_host(
+    plan: &Plan,
+    index: usize,
+    context: Option<&Arc<Context>>,
+    reserved: &mut Arenas,
+) -> Result<HostWriter, Error> {
+    let planned = &plan.arenas[index];
+    let (arena, mut writer) = HostArena::new(&planned.backend.to_string(), &planned.layout)?;
+    for (tensor, arrangement) in planned.arrangements.iter().enumerate() {
+        if let Some(arrangement) = arrangement {
+            writer.arrange(tensor, Arc::new(Rearranged(*arrangement)));
+        }
+    }
+    let mut into: Vec<(usize, Range<u64>)> = (plan.places.iter().enumerate())
+        .filter_map(|(read, place)| Some((read, place.as_ref()?)))
+        .filter(|(_, place)| place.arena == index)
+        .map(|(read, place)| (read, place.range.clone()))
+        .collect();
+    into.sort_by_key(|(_, range)| range.start);
+    let ranges: Vec<_> = into.iter().map(|(_, range)| range.clone()).collect();
+    for ((read, _), place) in into.into_iter().zip(writer.places(&ranges)) {
+        reserved.places[read] = Some(place);
+    }
+    reserved.arenas.push(match context {
+        None => Arena::Host(arena),
+        Some(context) => {
+            let driver = |refusal| DeviceError::driver(&context.name(), refusal);
+            let registered = HostRegistration::new(context, arena.region()).map_err(driver)?;
+            let address = registered.device_address().map_err(driver)?;
+            Arena::Shared(arena, Arc::new(registered), address)
+        }
+    });
+    Ok(writer)
+}
+
+fn reserve_cuda(
+    plan: &Plan,
+    planned: &ArenaPlan,
+    context: &Arc<Context>,
+) -> Result<(Arc<CudaArena>, CudaWriter), Error> {
+    let memory = match planned.kind {
+        ArenaKind::Lent(_) => {
+            Memory::Lent(planned.tensors.iter().map(|tensor| plan.lent[tensor].clone()).collect())
+        }
+        _ => Memory::Own(planned.layout.clone()),
+    };
+    let (arena, mut writer) = CudaArena::new(context, memory).map_err(|error| match error {
+        DeviceError::DeviceFull { device, needed_bytes, free_bytes } => {
+            let left_out = left_out(plan, planned, free_bytes);
+            Error::DeviceFull { device, needed_bytes, free_bytes, left_out }
+        }
+        other => other.into(),
+    })?;
+    for (tensor, columns) in planned.columns.iter().enumerate() {
+        if let Some(columns) = columns {
+            writer.take_columns(tensor, columns.clone());
+        }
+    }
+    Ok((arena, writer))
+}
+
+/// The names of the tensors that lie past what is free.
+fn left_out(plan: &Plan, planned: &ArenaPlan, free_bytes: Option<u64>) -> Vec<String> {
+    let tensors = plan.model.catalog().tensors();
+    let free = free_bytes.unwrap_or(0);
+    (planned.tensors.iter().zip(&planned.layout.tensors))
+        .filter(|(_, range)| range.end > free)
+        .map(|(&tensor, _)| tensors[tensor].name.clone())
+        .collect()
 }
 
 /// Maps the files anew for every load: a lock holds for a mapping, and ends with its load.
@@ -114,8 +208,7 @@ impl Allowed {
         /// What locks leave of the memory to all that is no tensor: a sixteenth, and at least this.
         const OTHERS_SHARE: u64 = 16;
         const OTHERS_BYTES_MIN: u64 = 32 << 20;
-        let owned: u64 = plan.arenas.iter().map(|arena| arena.layout.bytes).sum();
-        let owned = owned.saturating_add(plan.staging.bytes());
+        let owned = plan.host_bytes().saturating_add(plan.staging.bytes());
         let left = |memory: MemoryAtHand| {
             let others = (memory.bytes / OTHERS_SHARE).max(OTHERS_BYTES_MIN);
             let bytes = memory.bytes.saturating_sub(owned).saturating_sub(others);
@@ -194,17 +287,37 @@ impl Tensors {
     pub(super) fn new(
         plan: &Plan,
         mappings: &Mappings,
-        arenas: &[Arc<HostArena>],
+        arenas: &[Arena],
         lock: PageLock,
         resident: Resident,
     ) -> Self {
         let catalog = plan.model.shared_catalog();
+        let in_arena = |arena: usize, tensor: usize| match &arenas[arena] {
+            Arena::Host(arena) => HeldPart::Host { arena: Arc::clone(arena), tensor, device: None },
+            Arena::Shared(arena, registered, address) => {
+                let device = Some((Arc::clone(registered), *address));
+                HeldPart::Host { arena: Arc::clone(arena), tensor, device }
+            }
+            Arena::Cuda(arena) => HeldPart::Cuda { arena: Arc::clone(arena), tensor },
+        };
         let memory = (plan.homes.iter().zip(catalog.tensors()))
-            .map(|(home, tensor)| match *home {
+            .map(|(home, tensor)| match home {
                 Home::Arena { arena, tensor } => TensorMemory::Arena {
-                    arena: Arc::clone(&arenas[arena]),
-                    tensor,
-                    interleaved: plan.arenas[arena].arrangements[tensor],
+                    part: in_arena(*arena, *tensor),
+                    interleaved: plan.arenas[*arena].arrangements[*tensor],
+                },
+                Home::Split(home) => TensorMemory::Split {
+                    parts: home
+                        .parts
+                        .iter()
+                        .map(|&(arena, tensor)| in_arena(arena, tensor))
+                        .collect(),
+                    backends: home
+                        .parts
+                        .iter()
+                        .map(|&(arena, _)| plan.arenas[arena].backend)
+                        .collect(),
+                    home: Arc::clone(home),
                 },
                 Home::Mapped => mappings[tensor.file]
                     .as_ref()
@@ -214,6 +327,7 @@ impl Tensors {
             .collect();
         let reclaim = plan.options.reclaim != Reclaim::Off;
         let backends = plan.tensor_backends.clone();
-        Self { catalog, memory, backends, resident, reclaim, lock }
+        let staging = staging_shape(plan);
+        Self { catalog, memory, backends, resident, reclaim, lock, staging }
     }
 }

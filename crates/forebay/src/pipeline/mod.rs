@@ -16,6 +16,7 @@
 mod bring;
 mod memory;
 mod settle;
+mod staging;
 mod threads;
 mod upload;
 
@@ -26,13 +27,18 @@ use crate::numa;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
 use crate::resident::Resident;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use forebay_device::HostUploader;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use forebay_device::Uploader;
+use forebay_device::cuda::{self, DriverRefusal};
 use forebay_io::{
     Access, Cancel, Fallback, Filled, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome, Schedule,
 };
-use forebay_mem::{Alignment, Free, LockReport, Slab, Slot};
-use memory::{Arenas, lock, map_files, ranges_to_bring, reclaimable, reserve_arenas};
+use forebay_mem::numa::Placed;
+use forebay_mem::{Alignment, LockReport};
+use memory::{
+    Arena, Arenas, contexts, lock, map_files, ranges_to_bring, reclaimable, reserve_arenas,
+};
+use staging::Staging;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,6 +77,8 @@ pub struct Load {
     ready: VecDeque<usize>,
     landed: Receiver<Landed>,
     threads: Option<Threads>,
+    /// Let go of after the threads have ended: devices copy from it until then.
+    pinned: Option<cuda::Staging>,
     locked: LockReport,
     numa: Vec<String>,
     outcome: Option<Outcome>,
@@ -83,11 +91,31 @@ pub(crate) struct Outcome {
     pub(crate) upload: UploadOutcome,
     pub(crate) prefetch: PrefetchOutcome,
     pub(crate) lock: LockReport,
+    /// What became of pinning the staging memory, where devices copy from it.
+    pub(crate) pinning: Option<Pinning>,
     /// What placing memory on NUMA nodes came to, in words.
     pub(crate) numa: Vec<String>,
     /// From the start to the first and the last tensor that was there.
     pub(crate) first_time: Duration,
     pub(crate) run_time: Duration,
+}
+
+/// Whether staging memory is pinned.
+pub(crate) struct Pinning {
+    /// What the driver answered, if it is not.
+    pub(crate) refusal: Option<DriverRefusal>,
+    /// Whether an earlier load of the process has paid for it.
+    pub(crate) is_reused: bool,
+}
+
+impl Pinning {
+    fn of(staging: &cuda::Staging) -> Self {
+        Self { refusal: staging.refusal().cloned(), is_reused: staging.is_reused() }
+    }
+}
+
+fn told_placed(staging: &cuda::Staging) -> Option<String> {
+    staging.placed().filter(|placed| **placed != Placed::Off).map(|it| format!("staging: {it}"))
 }
 
 impl Load {
@@ -96,7 +124,8 @@ impl Load {
         let Hooks { cancel, progress, fault } = hooks;
         // The caller's flag may serve other loads too: ending this one must not set it.
         let cancel = cancel.child();
-        let Arenas { arenas, writers, places } = reserve_arenas(plan)?;
+        let contexts = contexts(plan)?;
+        let Arenas { arenas, writers, places } = reserve_arenas(plan, &contexts)?;
         let mappings = map_files(plan)?;
         let lock = lock(plan, &mappings)?;
         if cancel.is_cancelled() {
@@ -107,10 +136,13 @@ impl Load {
         let comes = plan.residence.prefetch && !ranges.is_empty();
         let resident = Resident::new(&plan.residence.tensors, comes);
         let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock, resident));
-        let (slab, free_sender, free) = staging(plan)?;
+        let Staging { slab, free_sender, free, pinned } = Staging::new(plan, &contexts)?;
+        let uploader = Uploader::new(writers, slab.slots())?;
+        let host_arenas: Vec<_> = arenas.iter().filter_map(Arena::host).cloned().collect();
         let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
         let (landed_sender, landed) = bounded(plan.homes.len() + 1);
-        let numa = numa::place(plan.options.numa, &arenas, slab.region());
+        let mut numa = numa::place(plan.options.numa, &host_arenas, slab.region());
+        numa.extend(pinned.iter().filter_map(told_placed));
         let placed_bytes = Arc::new(AtomicU64::new(0));
         let (reads, reads_end) = bounded(0);
         let bring = (!ranges.is_empty()).then(|| PrefetchJob {
@@ -122,7 +154,7 @@ impl Load {
             on_resident: bring::announcer(plan, &tensors, &landed_sender, &placed_bytes),
         });
         let upload = UploadJob {
-            uploader: Box::new(HostUploader::new(writers)),
+            uploader,
             plan: upload::UploadPlan::new(plan),
             full: full_receiver,
             free: free_sender,
@@ -142,7 +174,9 @@ impl Load {
             reclaim: reclaimable(plan),
             fault,
         };
-        let work = Work { read: job, reads, upload, bring, arenas, tensors: Arc::clone(&tensors) };
+        let tensors_of_work = Arc::clone(&tensors);
+        let work =
+            Work { read: job, reads, upload, bring, arenas: host_arenas, tensors: tensors_of_work };
         let threads = Threads::spawn(work, plan, &cancel)?;
         let mut load = Self {
             plan: plan.clone(),
@@ -155,6 +189,7 @@ impl Load {
             ready: VecDeque::new(),
             landed,
             threads: Some(threads),
+            pinned,
             locked,
             numa,
             outcome: None,
@@ -255,7 +290,12 @@ impl Load {
         let firsts = [upload.first_placed, self.tensors.resident.first()];
         let first_time = after(firsts.into_iter().flatten().min());
         let (lock, numa) = (self.locked, std::mem::take(&mut self.numa));
-        self.outcome = Some(Outcome { read, upload, prefetch, lock, numa, first_time, run_time });
+        let pinning = self.pinned.as_ref().map(Pinning::of);
+        self.outcome =
+            Some(Outcome { read, upload, prefetch, lock, pinning, numa, first_time, run_time });
+        if let Some(staging) = self.pinned.take() {
+            staging.keep();
+        }
         self.report_progress(true);
         Ok(())
     }
@@ -289,20 +329,6 @@ impl Drop for Load {
             let _ = threads.join(&self.cancel);
         }
     }
-}
-
-/// The staging memory, and the channel that its free slots go round in.
-#[allow(clippy::type_complexity, reason = "a channel's two ends")]
-fn staging(plan: &Plan) -> Result<(Arc<Slab>, Sender<Slot<Free>>, Receiver<Slot<Free>>), Error> {
-    let slots = plan.staging.slots;
-    let slot_bytes = usize::try_from(plan.staging.slot_bytes).unwrap_or(usize::MAX);
-    let (slab, tokens) =
-        Slab::new(slot_bytes, slots).map_err(Error::memory("no room for staging memory"))?;
-    let (sender, free) = bounded(slots);
-    for token in tokens {
-        sender.send(token).map_err(|_| Error::Internal("no free list".to_owned()))?;
-    }
-    Ok((slab, sender, free))
 }
 
 fn schedule(plan: &Plan) -> Schedule {

@@ -3,6 +3,7 @@
 use super::UploadOutcome;
 use crate::error::{Error, ReadContext};
 use crate::plan::{Home, Plan};
+use forebay_device::{DeviceError, Segment};
 use forebay_io::{FailureKind, FileIdentity, PrefetchOutcome, ReadFailure, ReadOutcome};
 
 /// Whether everything arrived, from files that are still what they were.
@@ -13,7 +14,7 @@ pub(super) fn check(
     prefetch: &PrefetchOutcome,
 ) -> Result<(), Error> {
     if let Some(error) = &upload.failure {
-        return Err(error.clone().into());
+        return Err(failed_copy(plan, error.clone()));
     }
     // It stops the reads, so it comes before what they say of that.
     if let Some(failure) = &prefetch.failure
@@ -50,12 +51,25 @@ pub(super) fn check(
     check_identities(plan)
 }
 
+/// Tells a device's failure with the file and the tensor whose bytes were on their way.
+fn failed_copy(plan: &Plan, error: DeviceError) -> Error {
+    let DeviceError::Copy { device, read, refusal } = error else { return error.into() };
+    let path = plan.files[plan.reads[read].file].path.clone();
+    let of_device = |segment: &&Segment| plan.arenas[segment.arena].backend.to_string() == device;
+    let segment = plan.segments[read].iter().find(of_device);
+    let tensor = segment.map(|segment| {
+        let tensor = plan.arenas[segment.arena].tensors[segment.tensor];
+        plan.model.catalog().tensors()[tensor].name.clone()
+    });
+    Error::Copy { context: ReadContext { path: Some(path), tensor }, device, refusal }
+}
+
 fn context(plan: &Plan, failure: &ReadFailure) -> ReadContext {
     let path = failure.file.map(|file| plan.files[file].path.clone());
     let tensor = failure.read.and_then(|read| {
         let spec = plan.reads[read];
         let missing = failure.offset - spec.offset;
-        let touched = |segment: &&forebay_device::Segment| {
+        let touched = |segment: &&Segment| {
             u64::from(segment.slot_offset) + u64::from(segment.bytes) > missing
         };
         let segment = plan.segments[read].iter().find(touched)?;

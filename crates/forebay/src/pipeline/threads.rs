@@ -18,6 +18,7 @@ pub(super) struct Work {
     pub(super) reads: Sender<()>,
     pub(super) upload: UploadJob,
     pub(super) bring: Option<PrefetchJob>,
+    /// Those in the machine's memory, which have pages to be given.
     pub(super) arenas: Vec<Arc<HostArena>>,
     pub(super) tensors: Arc<Tensors>,
 }

@@ -1,8 +1,8 @@
 //! The uploader's thread: full slots in, free slots and landed tensors out.
 
 use crate::plan::{Home, Plan};
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use forebay_device::{DeviceError, Segment, Uploader};
+use crossbeam_channel::{Receiver, Sender, never, select};
+use forebay_device::{DeviceError, Drained, Segment, Uploader};
 use forebay_io::Filled;
 use forebay_mem::{Free, Slot};
 use std::sync::Arc;
@@ -15,31 +15,50 @@ pub(super) struct Landed(pub(super) usize);
 /// What the uploader knows of the plan.
 pub(super) struct UploadPlan {
     segments: Arc<[Vec<Segment>]>,
-    /// For each arena and tensor: the catalog's index and the bytes that are still to come.
+    /// For each arena and tensor: what is still to come.
     pending: Vec<Vec<Pending>>,
+    /// By the catalog's index: how many parts of the tensor are not whole yet.
+    parts: Vec<usize>,
 }
 
 struct Pending {
+    /// The catalog's index.
     tensor: usize,
+    /// Bytes of segments; of columns, segments bring whole rows.
     bytes: u64,
+    /// Whether these bytes count as progress: those of one part only, where several are made
+    /// from the same.
+    counts: bool,
 }
 
 impl UploadPlan {
     pub(super) fn new(plan: &Plan) -> Self {
-        let tensors = plan.model.catalog().tensors();
-        let pending = |&tensor: &usize| Pending { tensor, bytes: tensors[tensor].bytes };
+        let pending = |&tensor: &usize| Pending { tensor, bytes: 0, counts: true };
         let pending = plan.arenas.iter().map(|arena| arena.tensors.iter().map(pending).collect());
-        debug_assert!(plan.homes.iter().all(|home| match home {
-            Home::Arena { arena, tensor } => *tensor < plan.arenas[*arena].tensors.len(),
-            Home::Mapped => true,
-        }));
-        Self { segments: Arc::clone(&plan.segments), pending: pending.collect() }
+        let mut pending: Vec<Vec<Pending>> = pending.collect();
+        for segment in plan.segments.iter().flatten() {
+            pending[segment.arena][segment.tensor].bytes += u64::from(segment.bytes);
+        }
+        let parts = |home: &Home| match home {
+            Home::Arena { .. } => 1,
+            Home::Split(home) => home.parts.len(),
+            Home::Mapped => 0,
+        };
+        for home in &plan.homes {
+            if let Home::Split(home) = home {
+                for &(arena, tensor) in home.parts.iter().skip(1) {
+                    pending[arena][tensor].counts = plan.arenas[arena].columns[tensor].is_none();
+                }
+            }
+        }
+        let parts = plan.homes.iter().map(parts).collect();
+        Self { segments: Arc::clone(&plan.segments), pending, parts }
     }
 }
 
 /// Everything the uploader's thread needs.
 pub(super) struct UploadJob {
-    pub(super) uploader: Box<dyn Uploader>,
+    pub(super) uploader: Uploader,
     pub(super) plan: UploadPlan,
     pub(super) full: Receiver<Filled>,
     pub(super) free: Sender<Slot<Free>>,
@@ -50,12 +69,14 @@ pub(super) struct UploadJob {
 /// What the uploader did.
 #[derive(Default)]
 pub(crate) struct UploadOutcome {
-    /// Bytes placed, read into place or copied.
-    pub(crate) bytes: u64,
-    /// Of these, bytes that were copied.
+    /// Bytes of tensors that were read into place.
+    pub(crate) in_place_bytes: u64,
+    /// Bytes of tensors that were copied.
     pub(crate) copied_bytes: u64,
     pub(crate) copies: u64,
+    /// Time in which at least one copy was under way.
     pub(crate) busy: Duration,
+    /// Time in which there was nothing to copy.
     pub(crate) waited_for_read: Duration,
     pub(crate) first_placed: Option<Instant>,
     pub(crate) last_placed: Option<Instant>,
@@ -63,51 +84,83 @@ pub(crate) struct UploadOutcome {
 }
 
 impl UploadJob {
-    /// Runs until the reader has ended and every copy has completed.
+    /// Runs until the reader has ended and every copy has completed. When it returns, no device
+    /// reads from any slot.
     pub(super) fn run(mut self) -> UploadOutcome {
         let mut outcome = UploadOutcome::default();
         if let Err(error) = self.upload_all(&mut outcome) {
             outcome.failure = Some(error);
         }
+        outcome.copies = self.uploader.copies();
         outcome
     }
 
     fn upload_all(&mut self, outcome: &mut UploadOutcome) -> Result<(), DeviceError> {
         self.land_the_empty(outcome);
-        loop {
-            let filled = match self.full.try_recv() {
-                Ok(filled) => Some(filled),
-                Err(TryRecvError::Empty) if self.uploader.in_flight() > 0 => None,
-                Err(TryRecvError::Empty) => {
-                    let started = Instant::now();
-                    let filled = self.full.recv().ok();
-                    outcome.waited_for_read += started.elapsed();
-                    if filled.is_none() {
-                        return Ok(());
+        let completions = self.uploader.completions();
+        let mut full = self.full.clone();
+        let mut is_reading = true;
+        // Since when copies have been under way without a break.
+        let mut busy_since: Option<Instant> = None;
+        while is_reading || self.uploader.in_flight() > 0 {
+            let idle_since = busy_since.is_none().then(Instant::now);
+            select! {
+                recv(full) -> filled => {
+                    let now = Instant::now();
+                    outcome.waited_for_read += idle_since.map_or(Duration::ZERO, |since| now - since);
+                    match filled {
+                        Ok(filled) => {
+                            busy_since.get_or_insert(now);
+                            self.upload(filled, outcome)?;
+                        }
+                        Err(_) => {
+                            is_reading = false;
+                            full = never();
+                        }
                     }
-                    filled
                 }
-                Err(TryRecvError::Disconnected) if self.uploader.in_flight() > 0 => None,
-                Err(TryRecvError::Disconnected) => return Ok(()),
-            };
-            let started = Instant::now();
-            let wait = filled.is_none();
-            if let Some(Filled { read, slot }) = filled {
-                let segments = &self.plan.segments[read];
-                if !slot.is_aimed() {
-                    let bytes = segments.iter().map(|segment| u64::from(segment.bytes));
-                    outcome.copied_bytes += bytes.sum::<u64>();
-                    outcome.copies += segments.len() as u64;
+                recv(completions) -> completion => {
+                    // The uploader itself keeps the channel open.
+                    let Ok(completion) = completion else { continue };
+                    if let Some(drained) = self.uploader.settle(completion)? {
+                        self.take_back(drained, outcome);
+                    }
                 }
-                self.uploader.upload(slot.drain(), read, segments)?;
             }
-            while let Some((slot, read)) = self.uploader.completed(wait)? {
-                // The reader may have ended: the slot is not needed any more then.
-                let _ = self.free.send(slot);
-                self.credit(read, outcome);
+            if self.uploader.in_flight() == 0
+                && let Some(since) = busy_since.take()
+            {
+                outcome.busy += since.elapsed();
             }
-            outcome.busy += started.elapsed();
         }
+        Ok(())
+    }
+
+    fn upload(&mut self, filled: Filled, outcome: &mut UploadOutcome) -> Result<(), DeviceError> {
+        let Filled { read, slot } = filled;
+        let segments = Arc::clone(&self.plan.segments);
+        let bytes = self.counted(&segments[read]);
+        if slot.is_aimed() {
+            outcome.in_place_bytes += bytes;
+        } else {
+            outcome.copied_bytes += bytes;
+        }
+        if let Some(drained) = self.uploader.upload(slot.drain(), read, &segments[read])? {
+            self.take_back(drained, outcome);
+        }
+        Ok(())
+    }
+
+    /// The bytes of tensors that a read brings.
+    fn counted(&self, segments: &[Segment]) -> u64 {
+        let counts = |segment: &&Segment| self.plan.pending[segment.arena][segment.tensor].counts;
+        segments.iter().filter(counts).map(|segment| u64::from(segment.bytes)).sum()
+    }
+
+    fn take_back(&mut self, Drained { slot, read }: Drained, outcome: &mut UploadOutcome) {
+        // The reader may have ended: the slot is not needed any more then.
+        let _ = self.free.send(slot);
+        self.credit(read, outcome);
     }
 
     /// Tensors without bytes have no segment to wait for.
@@ -124,12 +177,10 @@ impl UploadJob {
     /// Counts a read's segments as placed, and announces tensors that are whole now.
     fn credit(&mut self, read: usize, outcome: &mut UploadOutcome) {
         let segments = Arc::clone(&self.plan.segments);
+        self.placed_bytes.fetch_add(self.counted(&segments[read]), Ordering::Relaxed);
         for segment in &segments[read] {
-            let bytes = u64::from(segment.bytes);
-            outcome.bytes += bytes;
-            self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);
             let pending = &mut self.plan.pending[segment.arena][segment.tensor];
-            pending.bytes -= bytes;
+            pending.bytes -= u64::from(segment.bytes);
             if pending.bytes == 0 {
                 self.land(segment.arena, segment.tensor, outcome);
             }
@@ -138,12 +189,17 @@ impl UploadJob {
 
     fn land(&mut self, arena: usize, tensor: usize, outcome: &mut UploadOutcome) {
         self.uploader.publish(arena, tensor);
-        if outcome.bytes > 0 {
+        let tensor = self.plan.pending[arena][tensor].tensor;
+        self.plan.parts[tensor] -= 1;
+        if self.plan.parts[tensor] > 0 {
+            return;
+        }
+        if outcome.in_place_bytes + outcome.copied_bytes > 0 {
             let now = Instant::now();
             outcome.first_placed.get_or_insert(now);
             outcome.last_placed = Some(now);
         }
         // The channel holds every tensor of the plan: sending never waits, and nobody may listen.
-        let _ = self.landed.send(Landed(self.plan.pending[arena][tensor].tensor));
+        let _ = self.landed.send(Landed(tensor));
     }
 }

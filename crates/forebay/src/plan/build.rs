@@ -1,30 +1,49 @@
 //! Making a plan.
 
 use super::reads::Wanted;
-use super::{ArenaPlan, BackendPlan, FilePlan, Home, Plan, Staging, facts, repack, residence};
+use super::{
+    ArenaKind, ArenaPlan, BackendPlan, FilePlan, Home, Lent, Plan, SplitHome, Staging, facts,
+    repack, residence,
+};
 use crate::backend::Backend;
 use crate::error::{Error, ReadContext};
 use crate::loader::{EngineChoice, Options};
 use crate::mode::LoadMode;
 use crate::model::Model;
-use crate::policy;
+use crate::policy::{self, Placement, Policy};
+use crate::split::Split;
+use forebay_device::DeviceError;
+use forebay_device::cuda::{self, DeviceInfo};
 use forebay_io::{Access, FailureKind, ModelFile, Performer, ReadFailure, uring_support};
 use forebay_mem::{Alignment, FileMapping};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) fn build(model: &Model, options: &Options) -> Result<Plan, Error> {
+pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan, Error> {
     let started = Instant::now();
-    let (device, device_why) = options.device.resolve()?;
+    let devices = options.device.resolve()?;
     let tensors = model.catalog().tensors();
-    let names = tensors.iter().map(|tensor| tensor.name.as_str());
-    let (tensor_backends, placed_why) =
-        policy::place(names, options.gpu_layers, &options.place, device);
-    refuse_absent_devices(&tensor_backends, device)?;
-    let mut why = vec![format!("the device is {device}: {device_why}")];
+    let (placements, placed_why) = policy::place(
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.bytes)),
+        Policy {
+            gpu_layers: options.gpu_layers,
+            rules: &options.place,
+            devices: &devices.chosen,
+            split: options.split,
+        },
+    );
+    let mut why = vec![format!("the device is {}: {}", named(&devices.chosen), devices.why)];
     why.extend(placed_why);
+    let placed = resolve(model, placements, &lent, &mut why);
+    let infos = infos(&placed)?;
+    let shared = infos.values().filter(|info| info.is_integrated);
+    why.extend(shared.map(|info| {
+        let (ordinal, name) = (info.ordinal, &info.name);
+        format!("cuda:{ordinal} ({name}) computes in the machine's memory: nothing is copied to it")
+    }));
     why.extend(model.catalog().notices().iter().cloned());
-    let mut builder = Builder::new(model, options, tensor_backends)?;
+    let mut builder = Builder::new(model, options, placed, infos, lent)?;
     builder.plan_backends();
     builder.place_tensors()?;
     builder.plan_reads();
@@ -33,22 +52,92 @@ pub(super) fn build(model: &Model, options: &Options) -> Result<Plan, Error> {
     Ok(builder.finish(why, started))
 }
 
+/// Where a tensor goes, for sure.
+#[derive(Clone, Debug)]
+enum Placed {
+    Whole(Backend),
+    /// A backend for each part.
+    Split(Split, Vec<Backend>),
+}
+
+impl Placed {
+    fn backends(&self) -> &[Backend] {
+        match self {
+            Self::Whole(backend) => std::slice::from_ref(backend),
+            Self::Split(_, backends) => backends,
+        }
+    }
+
+    /// The backends with the bytes that each has of a tensor of `bytes`.
+    fn parts(&self, bytes: u64) -> Vec<(Backend, u64)> {
+        match self {
+            Self::Whole(backend) => vec![(*backend, bytes)],
+            Self::Split(split, backends) => {
+                let part = |(part, &backend): (usize, &Backend)| (backend, split.part_bytes(part));
+                backends.iter().enumerate().map(part).collect()
+            }
+        }
+    }
+}
+
+/// Cuts what is to be cut and can be; what is lent goes where the lender says.
+fn resolve(
+    model: &Model,
+    placements: Vec<Placement>,
+    lent: &Lent,
+    why: &mut Vec<String>,
+) -> Vec<Placed> {
+    let catalog = model.catalog();
+    let mut uncut = 0_usize;
+    let placed = placements.into_iter().zip(catalog.tensors()).enumerate();
+    let placed = placed.map(|(index, (placement, tensor))| match (lent.get(&index), placement) {
+        (Some(pointer), _) => Placed::Whole(Backend::Cuda(pointer.ordinal())),
+        (None, Placement::Whole(backend)) => Placed::Whole(backend),
+        (None, Placement::Split(axis, mut devices)) => {
+            let reordered = format!("ptd.dim_order.{}", tensor.name);
+            let split = Split::new(tensor, axis, devices.len());
+            match split.filter(|_| catalog.metadata().get(&reordered).is_none()) {
+                Some(split) => {
+                    devices.truncate(split.parts());
+                    Placed::Split(split, devices)
+                }
+                None => {
+                    uncut += 1;
+                    Placed::Whole(devices[0])
+                }
+            }
+        }
+    });
+    let placed = placed.collect();
+    if uncut > 0 {
+        why.push(format!("{uncut} tensors are no matrices and stay whole, on the first device"));
+    }
+    placed
+}
+
+fn named(devices: &[Backend]) -> String {
+    devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What the driver says of the CUDA devices that tensors go to.
+fn infos(placed: &[Placed]) -> Result<BTreeMap<u32, DeviceInfo>, Error> {
+    let mut infos = BTreeMap::new();
+    for backend in placed.iter().flat_map(Placed::backends) {
+        if let Backend::Cuda(ordinal) = *backend
+            && !infos.contains_key(&ordinal)
+        {
+            infos.insert(ordinal, cuda::device(ordinal).map_err(DeviceError::from)?);
+        }
+    }
+    Ok(infos)
+}
+
 /// Whether a tensor that lies in memory as it does in the file can be used there: its offset is a
 /// multiple of an element, or of 8 where elements are blocks of several parts.
 fn is_aligned_for(tensor: &forebay_format::Tensor) -> bool {
     let element = tensor.dtype.block_bytes();
     let alignment = if tensor.dtype.block_elements() == 1 { element.min(8) } else { 8 };
     tensor.offset.is_multiple_of(alignment)
-}
-
-fn refuse_absent_devices(backends: &[Backend], device: Backend) -> Result<(), Error> {
-    match backends.iter().find(|&&backend| backend != Backend::Cpu && backend != device) {
-        Some(other) => {
-            let cause = format!("{other} is not the device of this load, which is {device}");
-            Err(Error::option("--place", &cause, "place on device or cpu"))
-        }
-        None => Ok(()),
-    }
 }
 
 /// A part of a file that is to be read, and how.
@@ -63,6 +152,7 @@ pub(super) struct Request {
 pub(super) struct Builder<'input> {
     pub(super) options: &'input Options,
     pub(super) plan: Plan,
+    placed: Vec<Placed>,
     /// What is wanted of each file, in file order.
     pub(super) requests: Vec<Vec<Request>>,
     pub(super) rounding: Vec<Alignment>,
@@ -72,7 +162,9 @@ impl<'input> Builder<'input> {
     fn new(
         model: &Model,
         options: &'input Options,
-        tensor_backends: Vec<Backend>,
+        placed: Vec<Placed>,
+        devices: BTreeMap<u32, DeviceInfo>,
+        lent: Lent,
     ) -> Result<Self, Error> {
         let files: Vec<FilePlan> = model.files().iter().map(facts::file_plan).collect();
         let rounding: Vec<Alignment> = model.files().iter().map(facts::rounding).collect();
@@ -82,8 +174,10 @@ impl<'input> Builder<'input> {
             options: options.clone(),
             backends: Vec::new(),
             files,
-            homes: vec![Home::Mapped; tensor_backends.len()],
-            tensor_backends,
+            homes: vec![Home::Mapped; placed.len()],
+            tensor_backends: placed.iter().map(|placed| placed.backends()[0]).collect(),
+            devices,
+            lent,
             arenas: Vec::new(),
             reads: Arc::new([]),
             segments: Arc::new([]),
@@ -95,29 +189,26 @@ impl<'input> Builder<'input> {
             plan_time: std::time::Duration::ZERO,
         };
         let requests = vec![Vec::new(); plan.files.len()];
-        Ok(Self { options, plan, requests, rounding })
+        Ok(Self { options, plan, placed, requests, rounding })
     }
 
     /// The mode of each backend that has tensors.
     fn plan_backends(&mut self) {
-        let mut backends: Vec<Backend> = self.plan.tensor_backends.clone();
-        backends.sort_unstable();
-        backends.dedup();
         let tensors = self.plan.model.catalog().tensors();
-        for backend in backends.into_iter().rev() {
+        let mut sizes: BTreeMap<Backend, (usize, u64)> = BTreeMap::new();
+        for (placed, tensor) in self.placed.iter().zip(tensors) {
+            for (backend, bytes) in placed.parts(tensor.bytes) {
+                let (count, all) = sizes.entry(backend).or_default();
+                *count += 1;
+                *all += bytes;
+            }
+        }
+        // Devices before the cpu.
+        for (backend, (tensors, bytes)) in sizes.into_iter().rev() {
             let requested = self.options.load_mode.requested(backend);
             let (mode, why) = self.resolve(backend, requested);
-            let of = |&(_, &other): &(usize, &Backend)| other == backend;
-            let chosen = self.plan.tensor_backends.iter().enumerate().filter(of);
-            let sizes: Vec<u64> = chosen.map(|(index, _)| tensors[index].bytes).collect();
-            self.plan.backends.push(BackendPlan {
-                backend,
-                requested,
-                mode,
-                why,
-                tensors: sizes.len(),
-                bytes: sizes.iter().sum(),
-            });
+            let planned = BackendPlan { backend, requested, mode, why, tensors, bytes };
+            self.plan.backends.push(planned);
         }
     }
 
@@ -146,49 +237,117 @@ impl<'input> Builder<'input> {
 
     /// Gives every tensor its home, and notes what must be read for it.
     fn place_tensors(&mut self) -> Result<(), Error> {
-        let model = self.plan.model.clone();
         // How far each file is wanted so far: what overlaps an earlier tensor has no memory that
         // lies as the file does.
         let mut ends = vec![0; self.plan.files.len()];
-        for (index, tensor) in model.catalog().tensors().iter().enumerate() {
-            let backend = self.plan.tensor_backends[index];
-            let planned = self.plan.backends.iter().find(|planned| planned.backend == backend);
-            let Some(planned) = planned else { continue };
-            let (mode, requested) = (planned.mode, planned.requested);
-            let layout = repack::layout(self.options, backend, mode, tensor);
-            let stays = backend == Backend::Cpu && mode.maps() && layout.is_none();
-            // What is repacked is copied in any case: `auto` has no use for a mapping then.
-            let copies_mapping =
-                mode == LoadMode::Mmap && !(backend == Backend::Cpu && requested == LoadMode::Auto);
-            let must = mode == LoadMode::MlockStrict;
-            let mapped = (stays || copies_mapping)
-                && self.map(tensor.file, &model.files()[tensor.file], must)?;
-            if stays && mapped {
-                self.plan.files[tensor.file].mapped_bytes += tensor.bytes;
-                continue;
+        for (index, placed) in std::mem::take(&mut self.placed).into_iter().enumerate() {
+            match placed {
+                Placed::Whole(backend) => self.place_whole(index, backend, &mut ends)?,
+                Placed::Split(split, backends) => self.place_parts(index, split, &backends)?,
             }
-            let access = if mapped {
-                Access::Mapped
-            } else {
-                self.read_access(mode, requested, tensor.file, &model.files()[tensor.file])?
-            };
-            let in_place = backend == Backend::Cpu
-                && !mapped
-                && layout.is_none()
-                && tensor.bytes > 0
-                && tensor.offset >= ends[tensor.file]
-                && is_aligned_for(tensor);
+            let tensor = &self.plan.model.catalog().tensors()[index];
             ends[tensor.file] = ends[tensor.file].max(tensor.end());
-            let (arena, slot) = self.arena_slot(backend, index, in_place)?;
-            self.plan.arenas[arena].arrangements[slot] = layout;
-            self.plan.homes[index] = Home::Arena { arena, tensor: slot };
-            if tensor.bytes > 0 {
-                let range = tensor.offset..tensor.end();
-                let wanted = Wanted { range, tensor_offset: 0, arena, tensor: slot };
-                self.requests[tensor.file].push(Request { access, in_place, wanted });
-            }
+        }
+        for requests in &mut self.requests {
+            requests.sort_by_key(|request| request.wanted.range.start);
         }
         Ok(())
+    }
+
+    /// The mode that was asked for `backend`, and the one it comes to.
+    fn modes(&self, backend: Backend) -> (LoadMode, LoadMode) {
+        let planned = self.plan.backends.iter().find(|planned| planned.backend == backend);
+        planned.map_or_else(Default::default, |planned| (planned.requested, planned.mode))
+    }
+
+    fn place_whole(
+        &mut self,
+        index: usize,
+        backend: Backend,
+        ends: &mut [u64],
+    ) -> Result<(), Error> {
+        let model = self.plan.model.clone();
+        let tensor = &model.catalog().tensors()[index];
+        let (requested, mode) = self.modes(backend);
+        let layout = repack::layout(self.options, backend, mode, tensor);
+        let stays = backend == Backend::Cpu && mode.maps() && layout.is_none();
+        // What is repacked is copied in any case: `auto` has no use for a mapping then.
+        let copies_mapping =
+            mode == LoadMode::Mmap && !(backend == Backend::Cpu && requested == LoadMode::Auto);
+        let must = mode == LoadMode::MlockStrict;
+        let mapped = (stays || copies_mapping)
+            && self.map(tensor.file, &model.files()[tensor.file], must)?;
+        if stays && mapped {
+            self.plan.files[tensor.file].mapped_bytes += tensor.bytes;
+            return Ok(());
+        }
+        let access = self.access(mapped, backend, tensor.file)?;
+        let kind = self.kind(backend, index);
+        let in_place = (backend == Backend::Cpu || matches!(kind, ArenaKind::Shared(_)))
+            && !mapped
+            && layout.is_none()
+            && tensor.bytes > 0
+            && tensor.offset >= ends[tensor.file]
+            && is_aligned_for(tensor);
+        let room = (!in_place).then_some(tensor.bytes);
+        let (arena, slot) = self.arena_slot(backend, kind, index, room)?;
+        self.plan.arenas[arena].arrangements[slot] = layout;
+        self.plan.homes[index] = Home::Arena { arena, tensor: slot };
+        if tensor.bytes > 0 {
+            let range = tensor.offset..tensor.end();
+            let wanted = Wanted { range, tensor_offset: 0, arena, tensor: slot };
+            self.requests[tensor.file].push(Request { access, in_place, wanted });
+        }
+        Ok(())
+    }
+
+    /// A tensor in parts is read once, as the first one's device asks.
+    fn place_parts(
+        &mut self,
+        index: usize,
+        split: Split,
+        backends: &[Backend],
+    ) -> Result<(), Error> {
+        let model = self.plan.model.clone();
+        let tensor = &model.catalog().tensors()[index];
+        let mapped = self.modes(backends[0]).1 == LoadMode::Mmap
+            && self.map(tensor.file, &model.files()[tensor.file], false)?;
+        let access = self.access(mapped, backends[0], tensor.file)?;
+        let mut parts = Vec::with_capacity(backends.len());
+        for (part, &backend) in backends.iter().enumerate() {
+            let kind = self.kind(backend, index);
+            let room = Some(split.part_bytes(part));
+            let (arena, slot) = self.arena_slot(backend, kind, index, room)?;
+            self.plan.arenas[arena].columns[slot] = split.columns(part);
+            let held = split.wanted(part);
+            let range = tensor.offset + held.start..tensor.offset + held.end;
+            let wanted = Wanted { range, tensor_offset: 0, arena, tensor: slot };
+            self.requests[tensor.file].push(Request { access, in_place: false, wanted });
+            parts.push((arena, slot));
+        }
+        self.plan.homes[index] = Home::Split(Arc::new(SplitHome { split, parts }));
+        Ok(())
+    }
+
+    /// What memory a tensor of a backend takes.
+    fn kind(&self, backend: Backend, tensor: usize) -> ArenaKind {
+        let Backend::Cuda(ordinal) = backend else { return ArenaKind::Host };
+        if self.plan.lent.contains_key(&tensor) {
+            return ArenaKind::Lent(ordinal);
+        }
+        match self.plan.devices.get(&ordinal) {
+            Some(device) if device.is_integrated => ArenaKind::Shared(ordinal),
+            _ => ArenaKind::Device(ordinal),
+        }
+    }
+
+    fn access(&mut self, mapped: bool, backend: Backend, file: usize) -> Result<Access, Error> {
+        if mapped {
+            return Ok(Access::Mapped);
+        }
+        let (requested, mode) = self.modes(backend);
+        let model = self.plan.model.clone();
+        self.read_access(mode, requested, file, &model.files()[file])
     }
 
     /// How the tensors of a backend are read from a file. Direct reads that the open has refused
@@ -241,27 +400,27 @@ impl<'input> Builder<'input> {
         Ok(planned.is_mapped)
     }
 
-    /// A tensor's number in the arena of its backend; `is_laid_out` if its room is found later.
+    /// A tensor's number in the arena of its backend; without `room`, that is found later.
     fn arena_slot(
         &mut self,
         backend: Backend,
+        kind: ArenaKind,
         tensor: usize,
-        is_laid_out_later: bool,
+        room: Option<u64>,
     ) -> Result<(usize, usize), Error> {
-        let bytes = self.plan.model.catalog().tensors()[tensor].bytes;
         let arenas = &mut self.plan.arenas;
-        let arena = arenas.iter().position(|arena| arena.backend == backend);
-        let arena = arena.unwrap_or_else(|| {
-            arenas.push(ArenaPlan::new(backend));
+        let is_it = |arena: &ArenaPlan| (arena.backend, arena.kind) == (backend, kind);
+        let arena = arenas.iter().position(is_it).unwrap_or_else(|| {
+            arenas.push(ArenaPlan::new(backend, kind));
             arenas.len() - 1
         });
         let planned = &mut arenas[arena];
         planned.tensors.push(tensor);
         planned.arrangements.push(None);
-        if is_laid_out_later {
-            planned.layout.tensors.push(0..0);
-        } else {
-            planned.layout.append(bytes)?;
+        planned.columns.push(None);
+        match room {
+            Some(bytes) => planned.layout.append(bytes)?,
+            None => planned.layout.tensors.push(0..0),
         }
         Ok((arena, planned.tensors.len() - 1))
     }
@@ -306,7 +465,7 @@ impl<'input> Builder<'input> {
 impl Plan {
     /// Finds out whether the ring that is planned can be had. The plan still begins with it: that
     /// it can't is for the load to find out again and to report.
-    pub(super) fn probe_performer(&mut self) {
+    pub(crate) fn probe_performer(&mut self) {
         if self.performer == Performer::Uring
             && let Err(errno) = uring_support()
         {

@@ -36,7 +36,10 @@ impl Builder<'_> {
         }
         let through_slots = all.iter().filter(|read| read.place.is_none());
         let slot_bytes_max = through_slots.map(|read| read.spec.bytes.into()).max().unwrap_or(0);
-        self.plan.staging = self.plan.staging.bounded_by(all.len(), slot_bytes_max);
+        // Memory that is pinned for a device is kept for later loads, and so not cut to this one.
+        if all.is_empty() || self.plan.copied_to().is_empty() {
+            self.plan.staging = self.plan.staging.bounded_by(all.len(), slot_bytes_max);
+        }
         self.plan.reads = all.iter().map(|read| read.spec).collect();
         self.plan.places = all.iter().map(|read| read.place.clone()).collect();
         self.plan.segments = all.into_iter().map(|read| read.segments).collect();

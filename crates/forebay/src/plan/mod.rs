@@ -17,8 +17,11 @@ use crate::mode::LoadMode;
 use crate::model::Model;
 use crate::pipeline::Load;
 use crate::report::PlanReport;
-use forebay_device::{ArenaLayout, Segment};
+use crate::split::Split;
+use forebay_device::cuda::{DeviceInfo, DevicePointer};
+use forebay_device::{ArenaLayout, Columns, Segment};
 use forebay_io::{Access, Errno, Performer, ReadSpec};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +29,7 @@ use std::time::Duration;
 
 pub(crate) use repack::Rearranged;
 pub(crate) use residence::Residence;
-pub(crate) use staging::Staging;
+pub(crate) use staging::{Staging, staging_numa};
 
 /// What will be done for one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,28 +78,75 @@ pub struct FilePlan {
 }
 
 /// Where a tensor will be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
     /// In an arena, as this tensor of it.
     Arena { arena: usize, tensor: usize },
+    /// In parts, each as a tensor of an arena.
+    Split(Arc<SplitHome>),
     /// In the mapping of its file.
     Mapped,
+}
+
+/// A tensor in parts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SplitHome {
+    pub(crate) split: Split,
+    /// Arena and tensor of each part.
+    pub(crate) parts: Vec<(usize, usize)>,
+}
+
+/// What memory an arena is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ArenaKind {
+    /// Ordinary memory.
+    Host,
+    /// Ordinary memory that this integrated GPU computes on.
+    Shared(u32),
+    /// This device's own memory.
+    Device(u32),
+    /// Memory of this device that the embedder lends.
+    Lent(u32),
+}
+
+impl ArenaKind {
+    /// Whether it is taken from the machine's memory.
+    pub(crate) fn is_host_memory(self) -> bool {
+        matches!(self, Self::Host | Self::Shared(_))
+    }
+
+    /// The CUDA device that its tensors are used on.
+    pub(crate) fn device(self) -> Option<u32> {
+        match self {
+            Self::Host => None,
+            Self::Shared(ordinal) | Self::Device(ordinal) | Self::Lent(ordinal) => Some(ordinal),
+        }
+    }
 }
 
 /// One arena: its backend, its tensors by index in the catalog, and how they lie in it.
 #[derive(Clone, Debug)]
 pub(crate) struct ArenaPlan {
     pub(crate) backend: Backend,
+    pub(crate) kind: ArenaKind,
     pub(crate) tensors: Vec<usize>,
     pub(crate) layout: ArenaLayout,
     /// For each tensor: the order of its bytes, if it is not the file's.
     pub(crate) arrangements: Vec<Option<Interleaved>>,
+    /// For each tensor: which columns it has of the file's, if not all.
+    pub(crate) columns: Vec<Option<Columns>>,
 }
 
 impl ArenaPlan {
-    fn new(backend: Backend) -> Self {
-        let (tensors, arrangements) = (Vec::new(), Vec::new());
-        Self { backend, tensors, layout: ArenaLayout::default(), arrangements }
+    fn new(backend: Backend, kind: ArenaKind) -> Self {
+        Self {
+            backend,
+            kind,
+            tensors: Vec::new(),
+            layout: ArenaLayout::default(),
+            arrangements: Vec::new(),
+            columns: Vec::new(),
+        }
     }
 }
 
@@ -107,6 +157,9 @@ pub(crate) struct PlannedPlace {
     pub(crate) range: Range<u64>,
 }
 
+/// Memory of devices that the embedder lends for one load, by index of the tensor.
+pub(crate) type Lent = BTreeMap<usize, DevicePointer>;
+
 /// What a load will do: pure data, made from a [`Model`] and [`Options`].
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -114,7 +167,12 @@ pub struct Plan {
     pub(crate) options: Options,
     pub(crate) backends: Vec<BackendPlan>,
     pub(crate) files: Vec<FilePlan>,
+    /// Of each tensor; of one in parts, that of the first.
     pub(crate) tensor_backends: Vec<Backend>,
+    /// The CUDA devices that tensors go to.
+    pub(crate) devices: BTreeMap<u32, DeviceInfo>,
+    /// Memory that the embedder lends, by tensor.
+    pub(crate) lent: Lent,
     pub(crate) homes: Vec<Home>,
     pub(crate) arenas: Vec<ArenaPlan>,
     pub(crate) reads: Arc<[ReadSpec]>,
@@ -137,15 +195,31 @@ impl Plan {
     /// # Errors
     /// [`Error::Option`] where options can't be met together.
     pub fn new(model: &Model, options: &Options) -> Result<Self, Error> {
-        let mut plan = Self::to_start(model, options)?;
+        let mut plan = Self::to_start(model, options, Lent::default())?;
         plan.probe_performer();
         Ok(plan)
     }
 
     /// A plan that is started at once: nobody looks at it, so nothing is tried that the load will
     /// try itself, and a load sets up one ring.
-    pub(crate) fn to_start(model: &Model, options: &Options) -> Result<Self, Error> {
-        build::build(model, options)
+    pub(crate) fn to_start(model: &Model, options: &Options, lent: Lent) -> Result<Self, Error> {
+        build::build(model, options, lent)
+    }
+
+    /// Bytes that the arenas take of the machine's memory.
+    pub(crate) fn host_bytes(&self) -> u64 {
+        let host = self.arenas.iter().filter(|arena| arena.kind.is_host_memory());
+        host.map(|arena| arena.layout.bytes).sum()
+    }
+
+    /// The CUDA devices that are copied to, in order.
+    pub(crate) fn copied_to(&self) -> Vec<u32> {
+        let kinds = self.arenas.iter().map(|arena| arena.kind);
+        let copied = kinds.filter(|kind| !kind.is_host_memory());
+        let mut ordinals: Vec<u32> = copied.filter_map(ArenaKind::device).collect();
+        ordinals.sort_unstable();
+        ordinals.dedup();
+        ordinals
     }
 
     /// Starts the load. The plan can be started again, for a second copy.
@@ -153,6 +227,10 @@ impl Plan {
     /// # Errors
     /// [`Error::Device`] or [`Error::Memory`] where memory is refused.
     pub fn start(&self) -> Result<Load, Error> {
+        if !self.lent.is_empty() {
+            let cause = "device memory is lent to one load, and a plan may be started again";
+            return Err(Error::option("device memory", cause, "use Loader::start"));
+        }
         self.start_with(Hooks::default())
     }
 

@@ -43,7 +43,7 @@ impl Builder<'_> {
         let is = |mode| self.plan.backends.iter().any(|backend| backend.mode == mode);
         residence.strict = is(LoadMode::MlockStrict);
         residence.lock = residence.strict || is(LoadMode::Mlock);
-        let owned: u64 = self.plan.arenas.iter().map(|arena| arena.layout.bytes).sum();
+        let owned = self.plan.host_bytes();
         let (prefetch, reason) =
             choose(self.options.prefetch, residence.bytes(), owned, memory_at_hand());
         residence.prefetch = prefetch;

@@ -2,7 +2,9 @@
 
 use crate::error::Error;
 use crate::loader::Options;
+use forebay_device::cuda::DeviceInfo;
 use forebay_mem::Alignment;
+use forebay_mem::numa::NumaPolicy;
 
 /// One read's size where nothing is asked: large enough that a disk reaches its rate with few in
 /// flight, small enough that a slot stays in the processor's cache between its read and its copy.
@@ -74,6 +76,14 @@ impl Staging {
 
     pub(crate) fn bytes(self) -> u64 {
         self.slot_bytes * self.slots as u64
+    }
+}
+
+/// Where staging memory for a device lies: near it, if nobody wants it elsewhere.
+pub(crate) fn staging_numa(asked: NumaPolicy, device: &DeviceInfo) -> NumaPolicy {
+    match (asked, device.numa_node) {
+        (NumaPolicy::Off, Some(node)) => NumaPolicy::Node(Some(node)),
+        (policy, _) => policy,
     }
 }
 

@@ -132,14 +132,48 @@ fn memory() -> Check {
     Check::fact("memory", found)
 }
 
-/// What can be known of GPUs without a driver library: the kernel's side.
+/// The driver, and each GPU that it finds; without one, those that the kernel sees on the bus.
 fn cuda() -> Vec<Check> {
+    let name = "CUDA driver";
+    let devices = match forebay::devices() {
+        Ok(devices) => devices,
+        Err(why) => {
+            let on_bus = gpus_on_bus();
+            let found = format!("{why}; offloaded tensors go to host memory");
+            let mut checks = vec![match on_bus.as_slice() {
+                [] => Check::fact(name, found),
+                _ => Check::bad(name, found, why.remedy()),
+            }];
+            checks.extend(on_bus);
+            return checks;
+        }
+    };
+    let (major, minor) = forebay::driver_version().unwrap_or_default();
+    let emulated = if devices.iter().any(|device| device.is_emulated) { " (emulated)" } else { "" };
+    let mut checks = vec![Check::good(name, format!("serves CUDA {major}.{minor}{emulated}"))];
+    checks.extend(devices.iter().map(|device| {
+        let called = format!("cuda:{} is {}", device.ordinal, device.name);
+        let mut found = vec![called, size::show(device.memory_bytes)];
+        let (major, minor) = device.compute_capability;
+        found.push(format!("compute capability {major}.{minor}"));
+        found.extend(device.pci_bus_id.iter().map(|id| format!("at {id}")));
+        found.extend(device.link.iter().map(ToString::to_string));
+        found.extend(device.numa_node.iter().map(|node| format!("NUMA node {node}")));
+        if device.is_integrated {
+            found.push("integrated: computes in the machine's memory".to_owned());
+        }
+        if device.reads_pageable_memory {
+            found.push("reads memory that is not pinned".to_owned());
+        }
+        Check::good("GPU", found.join(", "))
+    }));
+    checks
+}
+
+/// What the kernel sees of NVIDIA's GPUs, driver or not.
+fn gpus_on_bus() -> Vec<Check> {
     const VENDOR_NVIDIA: &str = "0x10de";
-    let driver = read("/proc/driver/nvidia/version");
-    let mut checks = vec![match &driver {
-        Some(text) => Check::fact("CUDA driver", text.lines().next().unwrap_or("").to_owned()),
-        None => Check::fact("CUDA driver", "none: offloaded tensors go to host memory"),
-    }];
+    let mut checks = Vec::new();
     let devices = std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
     for device in devices.map(|device| device.path()) {
         let is_display = read(device.join("class")).is_some_and(|class| class.starts_with("0x03"));

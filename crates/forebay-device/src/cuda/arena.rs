@@ -1,0 +1,510 @@
+//! Tensors in a device's memory, and the right to fill them.
+
+use super::context::Context;
+use super::error::DriverRefusal;
+use super::memory::{DeviceMemory, DevicePointer};
+use super::stream::{Event, Stream};
+use crate::arena::ArenaLayout;
+use crate::error::DeviceError;
+use crate::uploader::{Columns, Segment};
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype};
+use forebay_mem::{Draining, Filling, Slot};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where the tensors of an arena lie.
+#[derive(Debug)]
+pub enum Memory {
+    /// In one allocation that the arena makes, laid out so.
+    Own(ArenaLayout),
+    /// Each where the embedder says.
+    Lent(Vec<DevicePointer>),
+}
+
+#[derive(Debug)]
+struct Home {
+    address: u64,
+    bytes: u64,
+    published: AtomicBool,
+}
+
+/// Memory of one device for a set of tensors.
+///
+/// A tensor is filled by the arena's one [`CudaWriter`] until it is published, which is after all
+/// copies into it have completed, and read by anybody after that.
+#[derive(Debug)]
+pub struct CudaArena {
+    context: Arc<Context>,
+    homes: Vec<Home>,
+    /// What to copy back with, made by the first who does.
+    reader: Mutex<Option<(Stream, Event)>>,
+    /// Dropped last: nothing refers to the memory any more then.
+    _memory: Option<DeviceMemory>,
+}
+
+impl CudaArena {
+    /// Room for tensors, and the right to fill them.
+    ///
+    /// # Panics
+    /// If tensors of the layout overlap or lie outside of it: the plan would be wrong.
+    ///
+    /// # Errors
+    /// [`DeviceError::DeviceFull`] with the bytes needed and free; [`DeviceError::NotOfDevice`] for
+    /// lent memory that the driver does not know as that device's.
+    pub fn new(
+        context: &Arc<Context>,
+        memory: Memory,
+    ) -> Result<(Arc<Self>, CudaWriter), DeviceError> {
+        let home = |address, bytes| Home { address, bytes, published: AtomicBool::new(false) };
+        let (allocated, homes, is_own) = match memory {
+            Memory::Own(layout) => {
+                assert!(layout.is_disjoint(), "tensors of one arena share memory");
+                let allocated = allocate(context, &layout)?;
+                let base = allocated.as_ref().map_or(0, DeviceMemory::address);
+                let at = |range: &Range<u64>| home(base + range.start, range.end - range.start);
+                (allocated, layout.tensors.iter().map(at).collect(), true)
+            }
+            Memory::Lent(pointers) => {
+                let is_wrong = |pointer: &&DevicePointer| {
+                    pointer.ordinal() != context.ordinal()
+                        || (pointer.bytes() > 0 && !pointer.is_known(context))
+                };
+                if let Some(wrong) = pointers.iter().find(is_wrong) {
+                    let (address, bytes) = (wrong.address(), wrong.bytes());
+                    let device = context.name();
+                    return Err(DeviceError::NotOfDevice { device, address, bytes });
+                }
+                let at = |pointer: &DevicePointer| home(pointer.address(), pointer.bytes());
+                (None, pointers.iter().map(at).collect::<Vec<_>>(), false)
+            }
+        };
+        let columns = homes.iter().map(|_| None).collect();
+        let context = Arc::clone(context);
+        let arena = Self { context, homes, reader: Mutex::new(None), _memory: allocated };
+        let arena = Arc::new(arena);
+        Ok((Arc::clone(&arena), CudaWriter { arena, columns, is_own }))
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Where a tensor lies on the device, and its length; `None` until it is published.
+    #[must_use]
+    pub fn tensor(&self, index: usize) -> Option<(u64, u64)> {
+        let home = self.homes.get(index)?;
+        home.published.load(Ordering::Acquire).then_some((home.address, home.bytes))
+    }
+
+    /// Copies bytes of a published tensor back, from `offset` on, and waits for them.
+    ///
+    /// # Panics
+    /// If the tensor is not published, or ends before the bytes do.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn read(&self, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
+        if into.is_empty() {
+            return Ok(());
+        }
+        let address = self.published(tensor, offset, into.len());
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let copied = self.read_by(&mut reader, address, into);
+        copied.map_err(|refusal| DeviceError::driver(&self.context.name(), refusal))
+    }
+
+    fn read_by(
+        &self,
+        reader: &mut Option<(Stream, Event)>,
+        address: u64,
+        into: &mut [u8],
+    ) -> Result<(), DriverRefusal> {
+        let (stream, event) = match reader {
+            Some(reader) => reader,
+            None => reader.insert((Stream::new(&self.context)?, Event::new(&self.context)?)),
+        };
+        // SAFETY: `into` is borrowed uniquely until this function returns, which is after
+        // `wait` has said that nothing writes to it any more.
+        let queued = unsafe { queue_read(stream, address, into.as_mut_ptr(), into.len()) };
+        wait(stream, event, queued)
+    }
+
+    /// The address of a byte of a published tensor that `bytes` bytes follow.
+    fn published(&self, tensor: usize, offset: u64, bytes: usize) -> u64 {
+        let home = &self.homes[tensor];
+        assert!(home.published.load(Ordering::Acquire), "tensor {tensor} is not there yet");
+        let end = offset.checked_add(bytes as u64);
+        assert!(end.is_some_and(|end| end <= home.bytes), "{bytes} bytes at {offset}");
+        home.address + offset
+    }
+}
+
+fn allocate(
+    context: &Arc<Context>,
+    layout: &ArenaLayout,
+) -> Result<Option<DeviceMemory>, DeviceError> {
+    if layout.bytes == 0 {
+        return Ok(None);
+    }
+    let bytes = usize::try_from(layout.bytes).map_err(|_| DeviceError::TooLarge)?;
+    let refused = |refusal| DeviceError::driver(&context.name(), refusal);
+    let allocated = DeviceMemory::new(context, bytes).map_err(refused)?;
+    if allocated.is_none() {
+        let free_bytes = context.memory_bytes().ok().map(|(free, _)| free);
+        let (device, needed_bytes) = (context.name(), layout.bytes);
+        return Err(DeviceError::DeviceFull { device, needed_bytes, free_bytes });
+    }
+    Ok(allocated)
+}
+
+/// Queues a copy of `bytes` bytes from the device.
+///
+/// # Safety
+/// `into` is valid for writes of `bytes` bytes and nobody else touches them until the stream has
+/// done the copy, or has failed.
+unsafe fn queue_read(
+    stream: &Stream,
+    address: u64,
+    into: *mut u8,
+    bytes: usize,
+) -> Result<(), DriverRefusal> {
+    let context = stream.context();
+    let _entered = context.enter()?;
+    // SAFETY: the caller's promise for the host side; the driver checks the device's.
+    let code = unsafe {
+        (context.driver().calls.cuMemcpyDtoHAsync_v2)(into.cast(), address, bytes, stream.handle())
+    };
+    context.driver().check("cuMemcpyDtoHAsync", code)
+}
+
+/// Waits until what was queued on the stream has been done or has failed; when this returns,
+/// nothing of it is under way.
+fn wait(
+    stream: &Stream,
+    event: &Event,
+    queued: Result<(), DriverRefusal>,
+) -> Result<(), DriverRefusal> {
+    let waited = queued.and_then(|()| event.record(stream)).and_then(|()| event.synchronize());
+    if waited.is_err() {
+        // Where even this fails, the driver has given up the context and all that ran in it.
+        let _ = stream.synchronize();
+    }
+    waited
+}
+
+/// Reads tensors back through a slot of staging memory, at the device's full rate.
+#[derive(Debug)]
+pub struct ReadBack {
+    stream: Stream,
+    event: Event,
+    slot: Slot<Filling>,
+}
+
+impl ReadBack {
+    /// From this device, through this slot.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn new(context: &Arc<Context>, slot: Slot<Filling>) -> Result<Self, DeviceError> {
+        let made = Stream::new(context).and_then(|stream| Ok((stream, Event::new(context)?)));
+        let (stream, event) =
+            made.map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
+        Ok(Self { stream, event, slot })
+    }
+
+    /// How much can be read at a time.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slot.capacity()
+    }
+
+    /// The bytes of a published tensor from `offset` on.
+    ///
+    /// # Panics
+    /// As [`CudaArena::read`]; if they are more than the slot holds; if the arena is another
+    /// device's.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn read(
+        &mut self,
+        arena: &CudaArena,
+        tensor: usize,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<&[u8], DeviceError> {
+        assert!(Arc::ptr_eq(&arena.context, self.stream.context()), "another device's arena");
+        assert!(bytes <= self.slot.capacity(), "{bytes} bytes through {}", self.slot.capacity());
+        let address = arena.published(tensor, offset, bytes);
+        if bytes > 0 {
+            // SAFETY: the slot's token is borrowed uniquely, its memory lives as long as the token,
+            // and `wait` returns when nothing writes to it any more.
+            let queued = unsafe { queue_read(&self.stream, address, self.slot.address(), bytes) };
+            let waited = wait(&self.stream, &self.event, queued);
+            waited.map_err(|refusal| DeviceError::driver(&arena.context.name(), refusal))?;
+        }
+        Ok(&self.slot.buffer()[..bytes])
+    }
+}
+
+/// The right to fill the tensors of one arena that are not published yet.
+#[derive(Debug)]
+pub struct CudaWriter {
+    arena: Arc<CudaArena>,
+    /// By tensor: which columns it takes of what is written to it.
+    columns: Vec<Option<Columns>>,
+    /// Whether the bytes between tensors are the arena's own.
+    is_own: bool,
+}
+
+/// A copy out of a slot: of one stretch, or of `rows` stretches at equal distances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Copy {
+    slot_offset: u64,
+    slot_pitch: u64,
+    address: u64,
+    bytes: u64,
+    rows: u64,
+}
+
+impl CudaWriter {
+    /// The arena.
+    #[must_use]
+    pub fn arena(&self) -> &Arc<CudaArena> {
+        &self.arena
+    }
+
+    /// From here on, `tensor` takes only these columns of what is written to it: segments speak of
+    /// the whole matrix as the file has it.
+    ///
+    /// # Panics
+    /// If the slice is no part of a row.
+    pub fn take_columns(&mut self, tensor: usize, columns: Columns) {
+        assert!(columns.slice.start < columns.slice.end && columns.slice.end <= columns.row_bytes);
+        self.columns[tensor] = Some(columns);
+    }
+
+    /// Queues the copies of those `segments` that are this arena's, number `own`, and says how many
+    /// they are.
+    ///
+    /// # Safety
+    /// The slot is not released before what this queued on the stream has completed or failed.
+    ///
+    /// # Panics
+    /// If a segment reaches past its tensor or the slot, or its tensor is published: the plan
+    /// would be wrong, and going on would corrupt a neighbour.
+    pub(super) unsafe fn queue(
+        &self,
+        stream: &Stream,
+        slot: &Slot<Draining>,
+        own: usize,
+        segments: &[Segment],
+    ) -> Result<u64, DriverRefusal> {
+        let copies = self.copies(own, segments);
+        let bytes = slot.bytes();
+        let context = stream.context();
+        let calls = &context.driver().calls;
+        let _entered = context.enter()?;
+        for copy in &copies {
+            let rows_before = (copy.rows - 1) * copy.slot_pitch;
+            let end = copy.slot_offset + rows_before + copy.bytes;
+            assert!(end <= bytes.len() as u64, "a copy past its slot: {copy:?}");
+            let from = bytes[inside(copy.slot_offset)..].as_ptr();
+            let (address, width) = (copy.address, inside(copy.bytes));
+            if copy.rows == 1 {
+                // SAFETY: the source lies in the slot (checked above), which stays as it is until
+                // the copy is done (the caller's promise); the target is unpublished memory of
+                // this arena (`copies` checks), which lives as long as the arena.
+                let code = unsafe {
+                    (calls.cuMemcpyHtoDAsync_v2)(address, from.cast(), width, stream.handle())
+                };
+                context.driver().check("cuMemcpyHtoDAsync", code)?;
+                continue;
+            }
+            let shape = CUDA_MEMCPY2D {
+                srcXInBytes: 0,
+                srcY: 0,
+                srcMemoryType: CUmemorytype::CU_MEMORYTYPE_HOST,
+                srcHost: from.cast(),
+                srcDevice: 0,
+                srcArray: std::ptr::null_mut(),
+                srcPitch: inside(copy.slot_pitch),
+                dstXInBytes: 0,
+                dstY: 0,
+                dstMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                dstHost: std::ptr::null_mut(),
+                dstDevice: address,
+                dstArray: std::ptr::null_mut(),
+                dstPitch: width,
+                WidthInBytes: width,
+                Height: inside(copy.rows),
+            };
+            // SAFETY: as above, for all rows; the shape is only read during the call.
+            let code = unsafe { (calls.cuMemcpy2DAsync_v2)(&raw const shape, stream.handle()) };
+            context.driver().check("cuMemcpy2DAsync", code)?;
+        }
+        Ok(copies.len() as u64)
+    }
+
+    /// What is to be copied, neighbours as one.
+    fn copies(&self, own: usize, segments: &[Segment]) -> Vec<Copy> {
+        let mut copies: Vec<Copy> = Vec::with_capacity(segments.len());
+        for segment in segments.iter().filter(|segment| segment.arena == own && segment.bytes > 0) {
+            let home = &self.arena.homes[segment.tensor];
+            let whole = !home.published.load(Ordering::Relaxed);
+            assert!(whole, "tensor {} is whole already", segment.tensor);
+            let (offset, bytes) = (segment.tensor_offset, u64::from(segment.bytes));
+            let slot_offset = u64::from(segment.slot_offset);
+            match &self.columns[segment.tensor] {
+                Some(columns) => {
+                    columns.copies(home, slot_offset, offset..offset + bytes, &mut copies)
+                }
+                None => {
+                    let end = offset.checked_add(bytes);
+                    assert!(
+                        end.is_some_and(|end| end <= home.bytes),
+                        "{bytes} bytes at {offset} of a tensor of {}",
+                        home.bytes
+                    );
+                    let address = home.address + offset;
+                    let copy = Copy { slot_offset, slot_pitch: 0, address, bytes, rows: 1 };
+                    match copies.last_mut().filter(|last| self.joins(last, &copy)) {
+                        Some(last) => last.bytes = slot_offset + bytes - last.slot_offset,
+                        None => copies.push(copy),
+                    }
+                }
+            }
+        }
+        copies
+    }
+
+    /// Whether one copy goes on where another ends, in the slot and on the device: exactly, or, in
+    /// memory of the arena's own, with the same few bytes of padding on both sides.
+    fn joins(&self, last: &Copy, next: &Copy) -> bool {
+        let padding_max = if self.is_own { crate::arena::TENSOR_ALIGNMENT.bytes() - 1 } else { 0 };
+        let end = last.slot_offset + last.bytes;
+        last.rows == 1
+            && next.slot_offset >= end
+            && next.slot_offset - end <= padding_max
+            && next.address >= last.address
+            && next.address - last.address == next.slot_offset - last.slot_offset
+    }
+
+    /// The tensor is whole: others may read it from here on. All copies into it have completed.
+    pub(crate) fn publish(&mut self, tensor: usize) {
+        self.arena.homes[tensor].published.store(true, Ordering::Release);
+    }
+}
+
+impl Columns {
+    /// What of `range`, in bytes of the whole matrix, goes where, as at most three copies: the
+    /// rest of a row, whole rows, the begin of a row.
+    fn copies(&self, home: &Home, slot_offset: u64, range: Range<u64>, copies: &mut Vec<Copy>) {
+        let (width, row_bytes) = (self.width(), self.row_bytes);
+        let rows = home.bytes / width;
+        assert!(range.end <= rows * row_bytes, "{range:?} of {rows} rows of {row_bytes} bytes");
+        let part_of_row = |part: Range<u64>, copies: &mut Vec<Copy>| {
+            let row = part.start / row_bytes;
+            let start = (row * row_bytes + self.slice.start).max(part.start);
+            let end = (row * row_bytes + self.slice.end).min(part.end);
+            if start < end {
+                let address =
+                    home.address + row * width + (start - row * row_bytes - self.slice.start);
+                let slot_offset = slot_offset + (start - range.start);
+                copies.push(Copy {
+                    slot_offset,
+                    slot_pitch: 0,
+                    address,
+                    bytes: end - start,
+                    rows: 1,
+                });
+            }
+        };
+        let head_end = range.start.next_multiple_of(row_bytes).min(range.end);
+        if range.start < head_end {
+            part_of_row(range.start..head_end, copies);
+        }
+        let whole_rows = (range.end - head_end) / row_bytes;
+        if whole_rows > 0 {
+            copies.push(Copy {
+                slot_offset: slot_offset + (head_end - range.start) + self.slice.start,
+                slot_pitch: row_bytes,
+                address: home.address + head_end / row_bytes * width,
+                bytes: width,
+                rows: whole_rows,
+            });
+        }
+        let tail_start = head_end + whole_rows * row_bytes;
+        if tail_start < range.end {
+            part_of_row(tail_start..range.end, copies);
+        }
+    }
+}
+
+/// Offsets in a slot and on a device fit the address space.
+#[allow(clippy::cast_possible_truncation, reason = "bounded by memory that exists")]
+fn inside(bytes: u64) -> usize {
+    bytes as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the copies do, in ordinary memory.
+    fn perform(copies: &[Copy], slot: &[u8], device: &mut [u8]) {
+        for copy in copies {
+            for row in 0..copy.rows {
+                let from = inside(copy.slot_offset + row * copy.slot_pitch);
+                let to = inside(copy.address + row * copy.bytes);
+                let bytes = inside(copy.bytes);
+                device[to..to + bytes].copy_from_slice(&slot[from..from + bytes]);
+            }
+        }
+    }
+
+    proptest! {
+        /// However a matrix is cut into reads, its columns arrive, each byte once.
+        #[test]
+        fn columns_are_taken_out_of_any_pieces(
+            rows in 1_u64..9,
+            row_bytes in 1_u64..40,
+            cut in prop::collection::vec(1_u64..60, 1..30),
+            slice in (0_u64..1000, 0_u64..1000),
+        ) {
+            let at = |share: u64| share * row_bytes / 1000;
+            let (start, end) = (at(slice.0.min(slice.1)), at(slice.0.max(slice.1)) + 1);
+            let columns = Columns { row_bytes, slice: start..end };
+            let matrix: Vec<u8> = (0..=255).cycle().take(inside(rows * row_bytes)).collect();
+            let bytes = rows * columns.width();
+            let home = Home { address: 3, bytes, published: AtomicBool::new(false) };
+            let mut device = vec![255; inside(bytes) + 6];
+            let mut offset = 0;
+            for piece in cut.iter().cycle() {
+                let end = (offset + piece).min(rows * row_bytes);
+                let mut copies = Vec::new();
+                columns.copies(&home, 5, offset..end, &mut copies);
+                prop_assert!(copies.len() <= 3);
+                let mut slot = vec![254; 5];
+                slot.extend(&matrix[inside(offset)..inside(end)]);
+                perform(&copies, &slot, &mut device);
+                offset = end;
+                if offset == rows * row_bytes {
+                    break;
+                }
+            }
+            let wanted: Vec<u8> = matrix
+                .chunks(inside(row_bytes))
+                .flat_map(|row| &row[inside(start)..inside(end)])
+                .copied()
+                .collect();
+            prop_assert_eq!(&device[3..3 + wanted.len()], &wanted[..]);
+            prop_assert_eq!(&device[..3], &[255; 3]);
+            prop_assert_eq!(&device[3 + wanted.len()..], &[255; 3]);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Memory of a device, and memory of the machine that a device reads.
+
+use super::context::Context;
+use super::error::DriverRefusal;
+use cudarc::driver::sys::{
+    CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUpointer_attribute,
+    CUresult,
+};
+use forebay_mem::Region;
+use std::sync::Arc;
+
+/// A range of a device's memory that somebody else has allocated, and lends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePointer {
+    ordinal: u32,
+    address: u64,
+    bytes: u64,
+}
+
+impl DevicePointer {
+    /// A range of `bytes` bytes at `address` of the device with that number.
+    ///
+    /// # Safety
+    /// - It is memory of that device's primary context, and stays allocated for as long as the
+    ///   load that it is given to, and every tensor of it, lives.
+    /// - Until the load has handed out the tensor that lies there, nobody else reads or writes it;
+    ///   afterwards nobody writes it as long as forebay may read it back.
+    #[must_use]
+    pub unsafe fn new(ordinal: u32, address: u64, bytes: u64) -> Self {
+        Self { ordinal, address, bytes }
+    }
+
+    /// The number of the device.
+    #[must_use]
+    pub fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
+    /// The address, in the device's address space.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The length.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Asks the driver whether it knows all of the range as memory of that device.
+    pub(super) fn is_known(&self, context: &Context) -> bool {
+        let Ok(_entered) = context.enter() else { return false };
+        let calls = &context.driver().calls;
+        let mut ordinal: i32 = -1;
+        let attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+        let data = (&raw mut ordinal).cast();
+        // SAFETY: this attribute is one `int`, written to a variable of this frame; the driver
+        // looks the address up and does not follow it.
+        let code = unsafe { (calls.cuPointerGetAttribute)(data, attribute, self.address) };
+        if code != 0 || u32::try_from(ordinal) != Ok(self.ordinal) {
+            return false;
+        }
+        let (mut base, mut bytes) = (0, 0);
+        let (base_at, bytes_at) = (&raw mut base, &raw mut bytes);
+        // SAFETY: as above, with two variables of this frame.
+        let code = unsafe { (calls.cuMemGetAddressRange_v2)(base_at, bytes_at, self.address) };
+        let end = self.address.checked_add(self.bytes);
+        code == 0 && end.is_some_and(|end| end <= base + bytes as u64)
+    }
+}
+
+/// Memory that the driver has allocated on a device.
+#[derive(Debug)]
+pub(super) struct DeviceMemory {
+    context: Arc<Context>,
+    address: CUdeviceptr,
+}
+
+impl DeviceMemory {
+    /// `bytes` bytes, more than none, at a multiple of 256. `None` where the device has no room.
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Option<Self>, DriverRefusal> {
+        let _entered = context.enter()?;
+        let mut address = 0;
+        // SAFETY: writes one address to a variable of this frame; a context is current.
+        let code = unsafe { (context.driver().calls.cuMemAlloc_v2)(&raw mut address, bytes) };
+        if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32 {
+            return Ok(None);
+        }
+        context.driver().check("cuMemAlloc", code)?;
+        Ok(Some(Self { context: Arc::clone(context), address }))
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.context.enter() {
+            // SAFETY: allocated by `new`, freed once. Its owner is an arena, which the uploader and
+            // every read-back hold until the device has done with it.
+            unsafe { (self.context.driver().calls.cuMemFree_v2)(self.address) };
+        }
+    }
+}
+
+/// Memory of the machine that the driver has pinned, so that devices copy from and to it by
+/// themselves.
+#[derive(Debug)]
+pub struct HostRegistration {
+    context: Arc<Context>,
+    region: Arc<Region>,
+}
+
+impl HostRegistration {
+    /// Pins `region` for every device, and brings in its pages.
+    ///
+    /// # Errors
+    /// What the driver answers: it may have no more to pin, or the kernel refuses it.
+    pub fn new(context: &Arc<Context>, region: &Arc<Region>) -> Result<Self, DriverRefusal> {
+        let _entered = context.enter()?;
+        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+        // SAFETY: the region stays mapped until `self` is dropped, which unpins it first.
+        let code = unsafe {
+            (context.driver().calls.cuMemHostRegister_v2)(
+                region.start().cast(),
+                region.bytes(),
+                flags,
+            )
+        };
+        context.driver().check("cuMemHostRegister", code)?;
+        Ok(Self { context: Arc::clone(context), region: Arc::clone(region) })
+    }
+
+    /// Where the device sees the region's first byte.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn device_address(&self) -> Result<u64, DriverRefusal> {
+        let _entered = self.context.enter()?;
+        let mut address = 0;
+        let start = self.region.start().cast();
+        // SAFETY: the region is registered; writes one address to a variable of this frame.
+        let code = unsafe {
+            (self.context.driver().calls.cuMemHostGetDevicePointer_v2)(&raw mut address, start, 0)
+        };
+        self.context.driver().check("cuMemHostGetDevicePointer", code)?;
+        Ok(address)
+    }
+}
+
+impl Drop for HostRegistration {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.context.enter() {
+            let start = self.region.start().cast();
+            // SAFETY: registered by `new`, unregistered once, while it is still mapped. Whoever
+            // copies from or to it waits for its copies before letting go of the slots in it.
+            unsafe { (self.context.driver().calls.cuMemHostUnregister)(start) };
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The copies of one device: queued by the uploader's thread, waited for by a thread of its own.
+//!
+//! A wait for an event puts the thread to sleep in the driver. If the uploader slept there, a slot
+//! that is filled meanwhile would wait with it and the device would run dry between two copies; so
+//! another thread waits, and says what has completed through a channel. Nothing spins, and the
+//! stream carries copies and events only: a host function in it would hold up the copies behind.
+
+use super::arena::CudaWriter;
+use super::context::Context;
+use super::error::DriverRefusal;
+use super::stream::{Event, Stream};
+use crate::error::DeviceError;
+use crate::uploader::Segment;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use forebay_mem::{Draining, Slot};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// The copies out of a slot to one device have completed, or failed: for
+/// [`Uploader::settle`](crate::Uploader::settle).
+#[derive(Debug)]
+pub struct Completion {
+    /// Index of the slot.
+    pub(crate) slot: usize,
+    /// Index of the queue.
+    pub(crate) queue: usize,
+    event: Event,
+    pub(crate) result: Result<(), DriverRefusal>,
+}
+
+struct Awaited {
+    slot: usize,
+    event: Event,
+}
+
+/// The stream that copies to one device, and the thread that waits for it.
+#[derive(Debug)]
+pub(crate) struct CopyQueue {
+    index: usize,
+    stream: Stream,
+    /// Events that nobody waits for any more.
+    spare: Vec<Event>,
+    /// `None` once it is being dropped.
+    awaited: Option<Sender<Awaited>>,
+    waiter: Option<JoinHandle<()>>,
+}
+
+impl CopyQueue {
+    /// A queue for at most `slots` slots at a time, which tells `finished` what has completed.
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        index: usize,
+        slots: usize,
+        finished: &Sender<Completion>,
+    ) -> Result<Self, DeviceError> {
+        let refused = |refusal| DeviceError::driver(&context.name(), refusal);
+        let stream = Stream::new(context).map_err(refused)?;
+        let (awaited, waiting) = bounded(slots);
+        let finished = finished.clone();
+        let waiter = std::thread::Builder::new()
+            .name(format!("forebay-copies-{}", context.ordinal()))
+            .spawn(move || wait_for_all(&waiting, index, &finished));
+        let waiter = waiter.map_err(|error| DeviceError::Thread { errno: error.raw_os_error() })?;
+        let (awaited, waiter) = (Some(awaited), Some(waiter));
+        Ok(Self { index, stream, spare: Vec::new(), awaited, waiter })
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        self.stream.context()
+    }
+
+    /// Queues the copies of a slot's segments into the arena `own`, whose writer this is.
+    ///
+    /// # Safety
+    /// The slot is not released before a [`Completion`] with its index has come, or this queue has
+    /// been dropped.
+    pub(crate) unsafe fn copy(
+        &mut self,
+        slot: &Slot<Draining>,
+        writer: &CudaWriter,
+        own: usize,
+        segments: &[Segment],
+    ) -> Result<u64, DriverRefusal> {
+        // SAFETY: the caller's promise: `Completion` is sent after the event behind the copies, and
+        // the drop waits for everything.
+        let copies = unsafe { writer.queue(&self.stream, slot, own, segments) }?;
+        let event = match self.spare.pop() {
+            Some(event) => event,
+            None => Event::new(self.stream.context())?,
+        };
+        event.record(&self.stream)?;
+        let awaited = Awaited { slot: slot.index(), event };
+        let sender = self.awaited.as_ref().expect("the waiter is there until the drop");
+        // There is room for every slot; a waiter that panicked shows when it is joined.
+        let _ = sender.send(awaited);
+        Ok(copies)
+    }
+
+    /// Takes the event back for the next copy.
+    pub(crate) fn recycle(&mut self, completion: Completion) {
+        debug_assert_eq!(completion.queue, self.index);
+        self.spare.push(completion.event);
+    }
+}
+
+/// Waits for one event after the other, in the order in which they were recorded.
+fn wait_for_all(waiting: &Receiver<Awaited>, queue: usize, finished: &Sender<Completion>) {
+    for Awaited { slot, event } in waiting {
+        let result = event.synchronize();
+        if result.is_err() {
+            // The driver has given the context up, or soon will: nothing may be copying any more
+            // when the slot is let go.
+            let _ = event.context().synchronize();
+        }
+        // If nobody listens any more, the uploader is being dropped and has the slots.
+        let _ = finished.send(Completion { slot, queue, event, result });
+    }
+}
+
+impl Drop for CopyQueue {
+    fn drop(&mut self) {
+        drop(self.awaited.take());
+        if let Some(waiter) = self.waiter.take() {
+            // It waits for every event that was recorded.
+            let _ = waiter.join();
+        }
+        // Copies behind which no event could be recorded.
+        let _ = self.stream.synchronize();
+    }
+}

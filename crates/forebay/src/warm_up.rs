@@ -1,0 +1,65 @@
+//! What a device takes to be ready, done beside what the files take.
+//!
+//! Initialising the driver and making a context take tenths of seconds on real devices, and pinning
+//! staging memory takes time by its size. None of it depends on the model.
+
+use crate::backend::Backend;
+use crate::loader::{GpuLayers, Options};
+use crate::plan::{Staging, staging_numa};
+use forebay_device::cuda::{self, Context, StagingShape};
+use forebay_mem::Alignment;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// A device being made ready; what fails is found out again, and told, by the load.
+pub(crate) struct WarmUp(Option<JoinHandle<Option<Arc<Context>>>>);
+
+impl WarmUp {
+    /// Begins, where a load with these options may copy to a device.
+    pub(crate) fn begin(options: &Options) -> Self {
+        let copies = options.gpu_layers != GpuLayers::Count(0) || !options.place.is_empty();
+        if !options.device.may_be_cuda() || !copies {
+            return Self(None);
+        }
+        let options = options.clone();
+        let name = "forebay-warm-up".to_owned();
+        let thread = std::thread::Builder::new().name(name).spawn(move || warm_up(&options));
+        Self(thread.ok())
+    }
+
+    /// Waits until it is ready, which it stays for as long as the context is held.
+    pub(crate) fn finish(mut self) -> Option<Arc<Context>> {
+        // A panic there costs what would have been saved.
+        self.0.take()?.join().ok().flatten()
+    }
+}
+
+/// The staging memory goes to those that are kept, where the load finds it if its files ask for no
+/// other alignment than most do.
+fn warm_up(options: &Options) -> Option<Arc<Context>> {
+    let devices = options.device.resolve().ok()?;
+    let ordinal = devices.chosen.iter().find_map(|device| match device {
+        Backend::Cuda(ordinal) => Some(*ordinal),
+        _ => None,
+    })?;
+    let info = cuda::device(ordinal).ok().filter(|info| !info.is_integrated)?;
+    let staging = Staging::new(options, Alignment::FALLBACK).ok()?;
+    let context = Context::of(ordinal).ok()?;
+    let shape = StagingShape {
+        slot_bytes: usize::try_from(staging.slot_bytes).ok()?,
+        slots: staging.slots,
+        numa: staging_numa(options.numa, &info),
+    };
+    let (staging, tokens) = cuda::Staging::take(&context, shape).ok()?;
+    drop(tokens);
+    staging.keep();
+    Some(context)
+}
+
+impl Drop for WarmUp {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            let _ = thread.join();
+        }
+    }
+}
