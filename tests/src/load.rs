@@ -180,7 +180,7 @@ impl Load {
             schedule,
             places: Vec::new(),
             slab: Arc::clone(slab),
-            free,
+            free: free.into(),
             full,
             cancel: self.cancel,
             queue_depth: self.queue_depth,

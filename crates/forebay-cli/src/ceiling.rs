@@ -74,7 +74,7 @@ pub(crate) fn measure(paths: &[PathBuf], shape: Shape) -> Result<f64, Failure> {
         schedule,
         places: Vec::new(),
         slab,
-        free,
+        free: free.into(),
         full,
         cancel: Cancel::default(),
         queue_depth: shape.depth,

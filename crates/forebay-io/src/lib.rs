@@ -26,7 +26,7 @@ mod schedule;
 
 pub use cancel::Cancel;
 pub use engine::{
-    Filled, ReadJob, ReadOutcome, ReadStats, THREADS_MAX, UringSupport, uring_support,
+    Filled, FreeSlots, ReadJob, ReadOutcome, ReadStats, THREADS_MAX, UringSupport, uring_support,
 };
 pub use failure::{FailureKind, ReadFailure};
 pub use fault::Fault;

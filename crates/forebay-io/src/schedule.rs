@@ -170,6 +170,12 @@ impl Schedule {
         }
     }
 
+    /// The read that is started next; `None` if there is none left.
+    #[must_use]
+    pub fn next_read(&self) -> Option<usize> {
+        (self.next < self.reads.len()).then_some(self.next)
+    }
+
     /// Binds the next read to `slot`. `None` if there is none left, or the load has stopped.
     ///
     /// # Panics

@@ -236,8 +236,8 @@ impl Tensor {
     }
 
     /// The staging memory that its load used for devices.
-    pub(crate) fn staging(&self) -> Option<StagingShape> {
-        self.tensors.staging
+    pub(crate) fn staging(&self) -> Option<&StagingShape> {
+        self.tensors.staging.as_ref()
     }
 
     /// Whether its bytes were interleaved for the CPU's matrix products while it was loaded.

@@ -5,8 +5,8 @@
 
 use crate::backend::Backend;
 use crate::loader::{GpuLayers, Options};
-use crate::plan::{Staging, staging_numa};
-use forebay_device::cuda::{self, Context, StagingShape};
+use crate::plan::{Staging, near_devices};
+use forebay_device::cuda::{self, Context, DeviceInfo};
 use forebay_mem::Alignment;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -37,20 +37,17 @@ impl WarmUp {
 /// The staging memory goes to those that are kept, where the load finds it if its files ask for no
 /// other alignment than most do.
 fn warm_up(options: &Options) -> Option<Arc<Context>> {
-    let devices = options.device.resolve().ok()?;
-    let ordinal = devices.chosen.iter().find_map(|device| match device {
-        Backend::Cuda(ordinal) => Some(*ordinal),
+    let mut chosen = options.device.resolve().ok()?.chosen;
+    chosen.sort_unstable();
+    let infos = chosen.iter().filter_map(|device| match device {
+        Backend::Cuda(ordinal) => cuda::device(*ordinal).ok().filter(|info| !info.is_integrated),
         _ => None,
-    })?;
-    let info = cuda::device(ordinal).ok().filter(|info| !info.is_integrated)?;
+    });
+    let infos: Vec<DeviceInfo> = infos.collect();
+    let context = Context::of(infos.first()?.ordinal).ok()?;
     let staging = Staging::new(options, Alignment::FALLBACK).ok()?;
-    let context = Context::of(ordinal).ok()?;
-    let shape = StagingShape {
-        slot_bytes: usize::try_from(staging.slot_bytes).ok()?,
-        slots: staging.slots,
-        numa: staging_numa(options.numa, &info),
-    };
-    let (staging, tokens) = cuda::Staging::take(&context, shape).ok()?;
+    let (shape, _) = near_devices(&staging, options.numa, infos.iter());
+    let (staging, tokens) = cuda::Staging::take(&context, &shape).ok()?;
     drop(tokens);
     staging.keep();
     Some(context)

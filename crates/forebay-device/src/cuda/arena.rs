@@ -360,7 +360,7 @@ impl CudaWriter {
             let slot_offset = u64::from(segment.slot_offset);
             match &self.columns[segment.tensor] {
                 Some(columns) => {
-                    columns.copies(home, slot_offset, offset..offset + bytes, &mut copies)
+                    columns.copies(home, slot_offset, offset..offset + bytes, &mut copies);
                 }
                 None => {
                     let end = offset.checked_add(bytes);

@@ -23,4 +23,4 @@ pub use info::{DeviceInfo, PcieLink, device, devices, driver_version};
 pub use memory::{DevicePointer, HostRegistration};
 pub use queue::Completion;
 pub(crate) use queue::CopyQueue;
-pub use staging::{Staging, StagingShape, release_staging};
+pub use staging::{SlotGroup, Staging, StagingShape, release_staging};

@@ -15,15 +15,37 @@ const KEPT_MAX: usize = 2;
 
 static KEPT: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
 
-/// What staging memory is wanted.
+/// Slots that lie together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StagingShape {
-    /// The size of one slot, in bytes.
-    pub slot_bytes: usize,
-    /// How many slots.
-    pub slots: usize,
-    /// Where the memory should lie: near the device, if the machine has several nodes.
+pub struct SlotGroup {
+    /// Where: near the device that copies from them, if the machine has several nodes.
     pub numa: NumaPolicy,
+    /// How many.
+    pub slots: usize,
+}
+
+/// What staging memory is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagingShape {
+    /// The size of one slot, in bytes: a multiple of the page's if there are several groups.
+    pub slot_bytes: usize,
+    /// The slots, one group behind the other.
+    pub groups: Vec<SlotGroup>,
+}
+
+impl StagingShape {
+    /// How many slots there are.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.groups.iter().map(|group| group.slots).sum()
+    }
+
+    /// The group of each slot, by its index.
+    #[must_use]
+    pub fn group_of_slot(&self) -> Vec<usize> {
+        let groups = self.groups.iter().enumerate();
+        groups.flat_map(|(index, group)| std::iter::repeat_n(index, group.slots)).collect()
+    }
 }
 
 /// A slab, and the driver's hold on it. To be dropped, or kept, after every copy out of the slab
@@ -32,7 +54,8 @@ pub struct StagingShape {
 pub struct Staging {
     shape: StagingShape,
     slab: Arc<Slab>,
-    placed: Option<Placed>,
+    /// Of each group, where that could be chosen.
+    placed: Vec<Placed>,
     pinned: Result<HostRegistration, DriverRefusal>,
     is_reused: bool,
 }
@@ -45,11 +68,11 @@ impl Staging {
     /// As [`Slab::new`].
     pub fn take(
         context: &Arc<Context>,
-        shape: StagingShape,
+        shape: &StagingShape,
     ) -> Result<(Self, Vec<Slot<Free>>), MemoryError> {
         let kept = {
             let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.iter().position(|staging| staging.shape == shape).map(|index| kept.remove(index))
+            kept.iter().position(|staging| staging.shape == *shape).map(|index| kept.remove(index))
         };
         if let Some(mut staging) = kept
             && let Some(tokens) = Slab::reuse(&mut staging.slab)
@@ -57,10 +80,16 @@ impl Staging {
             staging.is_reused = true;
             return Ok((staging, tokens));
         }
-        let (slab, tokens) = Slab::new(shape.slot_bytes, shape.slots)?;
-        // Where it is refused, the memory lies where the system puts it.
-        let placed = slab.region().place_on(shape.numa).ok();
+        let (slab, tokens) = Slab::new(shape.slot_bytes, shape.slots())?;
+        let (mut placed, mut start) = (Vec::new(), 0);
+        for group in &shape.groups {
+            let end = start + group.slots * shape.slot_bytes;
+            // Where it is refused, the memory lies where the system puts it.
+            placed.extend(slab.region().place_range_on(start..end, group.numa).ok());
+            start = end;
+        }
         let pinned = HostRegistration::new(context, slab.region());
+        let shape = shape.clone();
         Ok((Self { shape, slab, placed, pinned, is_reused: false }, tokens))
     }
 
@@ -76,10 +105,10 @@ impl Staging {
         self.pinned.as_ref().err()
     }
 
-    /// Where the memory lies, if that could be chosen.
+    /// Where the memory lies, group by group, if that could be chosen.
     #[must_use]
-    pub fn placed(&self) -> Option<&Placed> {
-        self.placed.as_ref()
+    pub fn placed(&self) -> &[Placed] {
+        &self.placed
     }
 
     /// Whether an earlier load has paid for the pinning.

@@ -1,5 +1,6 @@
 //! Engines: who performs the schedule's operations. They decide nothing.
 
+mod free;
 mod threads;
 mod uring;
 
@@ -10,13 +11,14 @@ use crate::fault::Fault;
 use crate::file::ModelFile;
 use crate::ladder::{Access, Performer};
 use crate::schedule::{Op, ReadSpec, Schedule};
-use crossbeam_channel::{Receiver, Sender};
-use forebay_mem::{FileMapping, Filling, Free, Full, Place, Slab, Slot};
+use crossbeam_channel::Sender;
+use forebay_mem::{FileMapping, Filling, Full, Place, Slab, Slot};
 use nix::errno::Errno;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use free::FreeSlots;
 pub use threads::THREADS_MAX;
 pub use uring::{UringSupport, uring_support};
 
@@ -43,7 +45,7 @@ pub struct ReadJob {
     /// The memory under the slots.
     pub slab: Arc<Slab>,
     /// Where free slots come from.
-    pub free: Receiver<Slot<Free>>,
+    pub free: FreeSlots,
     /// Where filled ones go; its capacity is the number of slots, so that sending never waits.
     pub full: Sender<Filled>,
     /// Asks the job to stop.

@@ -85,7 +85,7 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
         let op = lock().schedule.op(slot.index())?;
         return Some((slot, op));
     }
-    let free = lock().free.clone();
+    let free = lock().free.channel().clone();
     let mut wake = Select::new();
     wake.recv(&free);
     wake.recv(&shared.all_started);
@@ -123,7 +123,7 @@ fn begin(shared: &Shared, job: &mut ReadJob) -> Begin {
     if job.schedule.is_all_started() || job.schedule.failure().is_some() {
         return Begin::Over;
     }
-    let slot = match job.free.try_recv() {
+    let slot = match job.free.take(job.schedule.next_read()) {
         Ok(slot) => slot.fill(),
         Err(TryRecvError::Empty) => return Begin::NoSlot,
         Err(TryRecvError::Disconnected) => {

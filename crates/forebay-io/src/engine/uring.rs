@@ -149,13 +149,13 @@ fn step(
 
 /// The next free slot; waits for one only if nothing else could happen meanwhile.
 fn free_slot(job: &mut ReadJob, wait: bool, stats: &mut ReadStats) -> Option<Slot<Filling>> {
-    let mut taken = job.free.try_recv().map_err(|error| match error {
+    let mut taken = job.free.take(job.schedule.next_read()).map_err(|error| match error {
         TryRecvError::Empty => RecvTimeoutError::Timeout,
         TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
     });
     if wait && matches!(taken, Err(RecvTimeoutError::Timeout)) {
         let started = Instant::now();
-        taken = job.free.recv_timeout(CANCEL_POLL);
+        taken = job.free.wait(CANCEL_POLL);
         stats.waited_for_slot += started.elapsed();
     }
     if matches!(taken, Err(RecvTimeoutError::Disconnected)) {

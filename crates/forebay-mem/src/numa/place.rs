@@ -3,8 +3,10 @@
 use super::kernel::{self, MemoryPolicy};
 use super::policy::resolve;
 use super::{NumaError, NumaPolicy, Placed};
+use crate::align::page_bytes;
 use crate::region::Region;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 impl Region {
     /// Decides on which node pages of this region will lie, whichever thread touches them first.
@@ -14,9 +16,23 @@ impl Region {
     /// [`NumaError`]: no such node, or `EPERM` or `ENOSYS` in a container. The region is as good
     /// as before.
     pub fn place_on(&self, policy: NumaPolicy) -> Result<Placed, NumaError> {
+        self.place_range_on(0..self.bytes(), policy)
+    }
+
+    /// The same for a part of the region, rounded outward to whole pages.
+    ///
+    /// # Errors
+    /// As [`Region::place_on`].
+    pub fn place_range_on(
+        &self,
+        range: Range<usize>,
+        policy: NumaPolicy,
+    ) -> Result<Placed, NumaError> {
         let placed = resolve(policy)?;
         if let Some(policy) = placed.memory_policy()? {
-            kernel::bind(self.start(), self.bytes(), &policy)?;
+            let start = range.start / page_bytes() * page_bytes();
+            let end = range.end.min(self.bytes());
+            kernel::bind(self.at(start), end.saturating_sub(start), &policy)?;
         }
         Ok(placed)
     }

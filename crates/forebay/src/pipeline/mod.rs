@@ -114,8 +114,9 @@ impl Pinning {
     }
 }
 
-fn told_placed(staging: &cuda::Staging) -> Option<String> {
-    staging.placed().filter(|placed| **placed != Placed::Off).map(|it| format!("staging: {it}"))
+fn told_placed(staging: &cuda::Staging) -> impl Iterator<Item = String> {
+    let placed = staging.placed().iter().filter(|placed| **placed != Placed::Off);
+    placed.map(|placed| format!("staging: {placed}"))
 }
 
 impl Load {
@@ -142,7 +143,7 @@ impl Load {
         let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
         let (landed_sender, landed) = bounded(plan.homes.len() + 1);
         let mut numa = numa::place(plan.options.numa, &host_arenas, slab.region());
-        numa.extend(pinned.iter().filter_map(told_placed));
+        numa.extend(pinned.iter().flat_map(told_placed));
         let placed_bytes = Arc::new(AtomicU64::new(0));
         let (reads, reads_end) = bounded(0);
         let bring = (!ranges.is_empty()).then(|| PrefetchJob {

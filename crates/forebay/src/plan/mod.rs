@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub(crate) use repack::Rearranged;
 pub(crate) use residence::Residence;
-pub(crate) use staging::{Staging, staging_numa};
+pub(crate) use staging::{Staging, near_devices};
 
 /// What will be done for one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::loader::Options;
-use forebay_device::cuda::DeviceInfo;
+use forebay_device::cuda::{DeviceInfo, SlotGroup, StagingShape};
 use forebay_mem::Alignment;
 use forebay_mem::numa::NumaPolicy;
 
@@ -79,12 +79,34 @@ impl Staging {
     }
 }
 
-/// Where staging memory for a device lies: near it, if nobody wants it elsewhere.
-pub(crate) fn staging_numa(asked: NumaPolicy, device: &DeviceInfo) -> NumaPolicy {
-    match (asked, device.numa_node) {
-        (NumaPolicy::Off, Some(node)) => NumaPolicy::Node(Some(node)),
-        (policy, _) => policy,
+/// Pinned staging memory for devices, near each of them if nobody wants it elsewhere, and the group
+/// of slots that each device, in the order given, copies from.
+pub(crate) fn near_devices<'info>(
+    staging: &Staging,
+    asked: NumaPolicy,
+    devices: impl Iterator<Item = &'info DeviceInfo>,
+) -> (StagingShape, Vec<usize>) {
+    let mut nodes: Vec<NumaPolicy> = Vec::new();
+    let mut group_of_device = Vec::new();
+    for device in devices {
+        let numa = match (asked, device.numa_node) {
+            (NumaPolicy::Off, Some(node)) => NumaPolicy::Node(Some(node)),
+            (policy, _) => policy,
+        };
+        let known = nodes.iter().position(|node| *node == numa);
+        group_of_device.push(known.unwrap_or(nodes.len()));
+        if known.is_none() {
+            nodes.push(numa);
+        }
     }
+    // With fewer slots than nodes, some node goes without: a slot serves every device.
+    nodes.truncate(staging.slots.max(1));
+    let count = nodes.len().max(1);
+    let bound = |index: usize| staging.slots * index / count;
+    let group = |(index, numa)| SlotGroup { numa, slots: bound(index + 1) - bound(index) };
+    let groups = nodes.into_iter().enumerate().map(group).collect();
+    let slot_bytes = usize::try_from(staging.slot_bytes).unwrap_or(usize::MAX);
+    (StagingShape { slot_bytes, groups }, group_of_device)
 }
 
 #[cfg(test)]

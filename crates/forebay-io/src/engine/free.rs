@@ -1,0 +1,83 @@
+//! Free slots, and which of them a read had better take.
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use forebay_mem::{Free, Slot};
+use std::time::Duration;
+
+/// Where free slots come from. Slots may be of several groups, each near to some of the places
+/// that bytes go to, say the slots on one NUMA node; a read then takes one of its own group if
+/// there is one, and else any: a copy over a longer way beats a wait.
+#[derive(Debug)]
+pub struct FreeSlots {
+    channel: Receiver<Slot<Free>>,
+    /// By slot; empty where all are alike.
+    group_of_slot: Vec<usize>,
+    /// By read.
+    group_of_read: Vec<usize>,
+    /// Came out of the channel and are not taken yet.
+    waiting: Vec<Slot<Free>>,
+}
+
+impl From<Receiver<Slot<Free>>> for FreeSlots {
+    /// Slots that are all alike.
+    fn from(channel: Receiver<Slot<Free>>) -> Self {
+        Self::grouped(channel, Vec::new(), Vec::new())
+    }
+}
+
+impl FreeSlots {
+    /// Slots in groups, by the index of the slot, and the group that each read prefers.
+    #[must_use]
+    pub fn grouped(
+        channel: Receiver<Slot<Free>>,
+        group_of_slot: Vec<usize>,
+        group_of_read: Vec<usize>,
+    ) -> Self {
+        Self { channel, group_of_slot, group_of_read, waiting: Vec::new() }
+    }
+
+    /// The channel that they come through, for waiting on it.
+    pub(super) fn channel(&self) -> &Receiver<Slot<Free>> {
+        &self.channel
+    }
+
+    /// A free slot for `read`.
+    pub(super) fn take(&mut self, read: Option<usize>) -> Result<Slot<Free>, TryRecvError> {
+        let wanted = read.and_then(|read| self.group_of_read.get(read)).copied();
+        let Some(wanted) = wanted else { return self.channel.try_recv() };
+        self.waiting.extend(self.channel.try_iter());
+        let is_near = |slot: &Slot<Free>| self.group_of_slot.get(slot.index()) == Some(&wanted);
+        match self.waiting.iter().position(is_near) {
+            Some(index) => Ok(self.waiting.swap_remove(index)),
+            None => self.waiting.pop().map_or_else(|| self.channel.try_recv(), Ok),
+        }
+    }
+
+    /// The next one that becomes free; to be asked when [`FreeSlots::take`] found none.
+    pub(super) fn wait(&self, timeout: Duration) -> Result<Slot<Free>, RecvTimeoutError> {
+        self.channel.recv_timeout(timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+    use forebay_mem::Slab;
+
+    #[test]
+    fn a_read_takes_a_slot_of_its_group_and_else_any() {
+        let (_slab, tokens) = Slab::new(4096, 4).unwrap();
+        let (sender, channel) = bounded(4);
+        tokens.into_iter().for_each(|token| sender.send(token).unwrap());
+        let mut free = FreeSlots::grouped(channel, vec![0, 0, 1, 1], vec![1, 1, 1, 0, 0]);
+        let taken: Vec<_> = (0..4).map(|read| free.take(Some(read)).unwrap()).collect();
+        let groups: Vec<usize> = taken.iter().map(|slot| slot.index() / 2).collect();
+        assert_eq!(groups, [1, 1, 0, 0], "the third finds none of its own");
+        assert_eq!(free.take(Some(4)).unwrap_err(), TryRecvError::Empty);
+        sender.send(taken.into_iter().next().unwrap()).unwrap();
+        assert_eq!(free.take(None).unwrap().index() / 2, 1);
+        drop(sender);
+        assert_eq!(free.take(Some(4)).unwrap_err(), TryRecvError::Disconnected);
+    }
+}
