@@ -31,13 +31,6 @@ pub struct Columns {
     pub slice: Range<u64>,
 }
 
-impl Columns {
-    /// How much of a row is wanted.
-    pub(crate) fn width(&self) -> u64 {
-        self.slice.end - self.slice.start
-    }
-}
-
 /// The right to fill an arena, wherever that is.
 #[derive(Debug)]
 pub enum Writer {
@@ -177,11 +170,11 @@ impl Uploader {
     /// # Errors
     /// [`DeviceError::Copy`] with what the device has reported late.
     pub fn settle(&mut self, completion: Completion) -> Result<Option<Drained>, DeviceError> {
-        let entry = &mut self.pending[completion.slot];
+        let entry = &mut self.pending[completion.slot()];
         let pending = entry.as_mut().expect("a slot completes while it is pending");
         pending.devices -= 1;
-        let (read, left, result) = (pending.read, pending.devices, completion.result.clone());
-        let queue = &mut self.queues[completion.queue];
+        let (read, left, result) = (pending.read, pending.devices, completion.result());
+        let queue = &mut self.queues[completion.queue()];
         let device = queue.context().name();
         queue.recycle(completion);
         if left == 0 {

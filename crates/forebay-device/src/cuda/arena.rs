@@ -2,7 +2,8 @@
 
 use super::context::Context;
 use super::error::DriverRefusal;
-use super::memory::{DeviceMemory, DevicePointer};
+use super::memory::{self, DeviceMemory};
+use super::pointer::DevicePointer;
 use super::stream::{Event, Stream};
 use crate::arena::ArenaLayout;
 use crate::error::DeviceError;
@@ -68,7 +69,7 @@ impl CudaArena {
             Memory::Lent(pointers) => {
                 let is_wrong = |pointer: &&DevicePointer| {
                     pointer.ordinal() != context.ordinal()
-                        || (pointer.bytes() > 0 && !pointer.is_known(context))
+                        || (pointer.bytes() > 0 && !memory::is_known(pointer, context))
                 };
                 if let Some(wrong) = pointers.iter().find(is_wrong) {
                     let (address, bytes) = (wrong.address(), wrong.bytes());
@@ -400,6 +401,11 @@ impl CudaWriter {
 }
 
 impl Columns {
+    /// How much of a row is wanted.
+    fn width(&self) -> u64 {
+        self.slice.end - self.slice.start
+    }
+
     /// What of `range`, in bytes of the whole matrix, goes where, as at most three copies: the
     /// rest of a row, whole rows, the begin of a row.
     fn copies(&self, home: &Home, slot_offset: u64, range: Range<u64>, copies: &mut Vec<Copy>) {

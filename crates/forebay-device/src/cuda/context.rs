@@ -2,7 +2,7 @@
 
 use super::driver::Driver;
 use super::error::{DriverRefusal, Unavailable};
-use super::info;
+use super::query;
 use cudarc::driver::sys::{CUcontext, CUdevice};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -36,7 +36,7 @@ impl Context {
             return Ok(context);
         }
         let driver = Driver::get()?;
-        let device = info::handle(driver, ordinal)?;
+        let device = query::handle(driver, ordinal)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one handle to a variable of this frame; the device is the driver's own.
         let code = unsafe { (driver.calls.cuDevicePrimaryCtxRetain)(&raw mut handle, device) };

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::error::DriverRefusal;
+use super::pointer::DevicePointer;
 use cudarc::driver::sys::{
     CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUpointer_attribute,
     CUresult,
@@ -9,65 +10,25 @@ use cudarc::driver::sys::{
 use forebay_mem::Region;
 use std::sync::Arc;
 
-/// A range of a device's memory that somebody else has allocated, and lends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DevicePointer {
-    ordinal: u32,
-    address: u64,
-    bytes: u64,
-}
-
-impl DevicePointer {
-    /// A range of `bytes` bytes at `address` of the device with that number.
-    ///
-    /// # Safety
-    /// - It is memory of that device's primary context, and stays allocated for as long as the
-    ///   load that it is given to, and every tensor of it, lives.
-    /// - Until the load has handed out the tensor that lies there, nobody else reads or writes it;
-    ///   afterwards nobody writes it as long as forebay may read it back.
-    #[must_use]
-    pub unsafe fn new(ordinal: u32, address: u64, bytes: u64) -> Self {
-        Self { ordinal, address, bytes }
+/// Asks the driver whether it knows all of the range as memory of that device.
+pub(super) fn is_known(pointer: &DevicePointer, context: &Context) -> bool {
+    let Ok(_entered) = context.enter() else { return false };
+    let calls = &context.driver().calls;
+    let mut ordinal: i32 = -1;
+    let attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+    let data = (&raw mut ordinal).cast();
+    // SAFETY: this attribute is one `int`, written to a variable of this frame; the driver
+    // looks the address up and does not follow it.
+    let code = unsafe { (calls.cuPointerGetAttribute)(data, attribute, pointer.address()) };
+    if code != 0 || u32::try_from(ordinal) != Ok(pointer.ordinal()) {
+        return false;
     }
-
-    /// The number of the device.
-    #[must_use]
-    pub fn ordinal(&self) -> u32 {
-        self.ordinal
-    }
-
-    /// The address, in the device's address space.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The length.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Asks the driver whether it knows all of the range as memory of that device.
-    pub(super) fn is_known(&self, context: &Context) -> bool {
-        let Ok(_entered) = context.enter() else { return false };
-        let calls = &context.driver().calls;
-        let mut ordinal: i32 = -1;
-        let attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
-        let data = (&raw mut ordinal).cast();
-        // SAFETY: this attribute is one `int`, written to a variable of this frame; the driver
-        // looks the address up and does not follow it.
-        let code = unsafe { (calls.cuPointerGetAttribute)(data, attribute, self.address) };
-        if code != 0 || u32::try_from(ordinal) != Ok(self.ordinal) {
-            return false;
-        }
-        let (mut base, mut bytes) = (0, 0);
-        let (base_at, bytes_at) = (&raw mut base, &raw mut bytes);
-        // SAFETY: as above, with two variables of this frame.
-        let code = unsafe { (calls.cuMemGetAddressRange_v2)(base_at, bytes_at, self.address) };
-        let end = self.address.checked_add(self.bytes);
-        code == 0 && end.is_some_and(|end| end <= base + bytes as u64)
-    }
+    let (mut base, mut bytes) = (0, 0);
+    let (base_at, bytes_at) = (&raw mut base, &raw mut bytes);
+    // SAFETY: as above, with two variables of this frame.
+    let code = unsafe { (calls.cuMemGetAddressRange_v2)(base_at, bytes_at, pointer.address()) };
+    let end = pointer.address().checked_add(pointer.bytes());
+    code == 0 && end.is_some_and(|end| end <= base + bytes as u64)
 }
 
 /// Memory that the driver has allocated on a device.

@@ -2,25 +2,48 @@
 //!
 //! Nothing here needs a GPU or a toolkit to build; the driver's library is looked for when the
 //! first device is asked for, and a machine without one is an ordinary error ([`Unavailable`]).
+//! Without the feature `cuda` every machine is one without.
 
-mod arena;
-mod ceiling;
-mod context;
-mod driver;
 mod error;
 mod info;
-mod memory;
-mod queue;
+mod pointer;
 mod staging;
+
+#[cfg(feature = "cuda")]
+mod arena;
+#[cfg(feature = "cuda")]
+mod ceiling;
+#[cfg(feature = "cuda")]
+mod context;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod memory;
+#[cfg(feature = "cuda")]
+mod query;
+#[cfg(feature = "cuda")]
+mod queue;
+#[cfg(feature = "cuda")]
 mod stream;
 
-pub use arena::{CudaArena, CudaWriter, Memory, ReadBack};
-pub use ceiling::upload_ceiling;
-pub use context::Context;
-pub use driver::Driver;
+#[cfg(feature = "cuda")]
+mod present {
+    pub use super::arena::{CudaArena, CudaWriter, Memory, ReadBack};
+    pub use super::ceiling::upload_ceiling;
+    pub use super::context::Context;
+    pub use super::driver::Driver;
+    pub use super::memory::HostRegistration;
+    pub use super::query::{device, devices, driver_version};
+    pub use super::queue::Completion;
+    pub(crate) use super::queue::CopyQueue;
+}
+
+#[cfg(not(feature = "cuda"))]
+#[path = "absent.rs"]
+mod present;
+
 pub use error::{DriverRefusal, Unavailable};
-pub use info::{DeviceInfo, PcieLink, device, devices, driver_version};
-pub use memory::{DevicePointer, HostRegistration};
-pub use queue::Completion;
-pub(crate) use queue::CopyQueue;
+pub use info::{DeviceInfo, PcieLink};
+pub use pointer::DevicePointer;
+pub use present::*;
 pub use staging::{SlotGroup, Staging, StagingShape, release_staging};

@@ -21,11 +21,25 @@ use std::thread::JoinHandle;
 #[derive(Debug)]
 pub struct Completion {
     /// Index of the slot.
-    pub(crate) slot: usize,
+    slot: usize,
     /// Index of the queue.
-    pub(crate) queue: usize,
+    queue: usize,
     event: Event,
-    pub(crate) result: Result<(), DriverRefusal>,
+    result: Result<(), DriverRefusal>,
+}
+
+impl Completion {
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    pub(crate) fn queue(&self) -> usize {
+        self.queue
+    }
+
+    pub(crate) fn result(&self) -> Result<(), DriverRefusal> {
+        self.result.clone()
+    }
 }
 
 struct Awaited {

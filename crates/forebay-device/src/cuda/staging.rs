@@ -3,9 +3,8 @@
 //! Pinning costs more than moving what is pinned, so a slab is pinned once and used again by later
 //! loads of the process. What is kept is bounded: [`KEPT_MAX`] slabs, the last ones used.
 
-use super::context::Context;
 use super::error::DriverRefusal;
-use super::memory::HostRegistration;
+use super::{Context, HostRegistration};
 use forebay_mem::numa::{NumaPolicy, Placed};
 use forebay_mem::{Free, MemoryError, Slab, Slot};
 use std::sync::{Arc, Mutex, PoisonError};

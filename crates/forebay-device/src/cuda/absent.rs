@@ -1,0 +1,217 @@
+//! Stands in for the devices where the program is built without CUDA: there are none, so nothing of
+//! them can be made, and what takes one can't be called.
+
+use super::error::{DriverRefusal, Unavailable};
+use super::info::DeviceInfo;
+use super::pointer::DevicePointer;
+use crate::arena::ArenaLayout;
+use crate::error::DeviceError;
+use crate::uploader::{Columns, Segment};
+use crossbeam_channel::Sender;
+use forebay_mem::{Draining, Filling, Region, Slot};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A device that is in use.
+#[derive(Debug)]
+pub enum Context {}
+
+/// Memory of one device for a set of tensors.
+#[derive(Debug)]
+pub enum CudaArena {}
+
+/// The right to fill the tensors of one arena that are not published yet.
+#[derive(Debug)]
+pub enum CudaWriter {}
+
+/// Memory of the machine that the driver has pinned.
+#[derive(Debug)]
+pub enum HostRegistration {}
+
+/// Reads tensors back through a slot of staging memory.
+#[derive(Debug)]
+pub enum ReadBack {}
+
+/// The copies out of a slot to one device have completed.
+#[derive(Debug)]
+pub enum Completion {}
+
+/// The stream that copies to one device.
+#[derive(Debug)]
+pub(crate) enum CopyQueue {}
+
+/// Where the tensors of an arena lie.
+#[derive(Debug)]
+pub enum Memory {
+    /// In one allocation that the arena makes, laid out so.
+    Own(ArenaLayout),
+    /// Each where the embedder says.
+    Lent(Vec<DevicePointer>),
+}
+
+/// Every device of this machine.
+///
+/// # Errors
+/// Always.
+pub fn devices() -> Result<Vec<DeviceInfo>, Unavailable> {
+    Err(Unavailable::NotBuilt)
+}
+
+/// One device, by its number.
+///
+/// # Errors
+/// Always.
+pub fn device(_ordinal: u32) -> Result<DeviceInfo, Unavailable> {
+    Err(Unavailable::NotBuilt)
+}
+
+/// The newest CUDA that the driver serves.
+///
+/// # Errors
+/// Always.
+pub fn driver_version() -> Result<(u32, u32), Unavailable> {
+    Err(Unavailable::NotBuilt)
+}
+
+/// Copies from pinned memory to a device.
+///
+/// # Errors
+/// Always.
+pub fn upload_ceiling(_ordinal: u32, _bytes: u64) -> Result<Duration, DeviceError> {
+    Err(Unavailable::NotBuilt.into())
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl Context {
+    pub fn of(_ordinal: u32) -> Result<Arc<Self>, Unavailable> {
+        Err(Unavailable::NotBuilt)
+    }
+
+    #[must_use]
+    pub fn name(&self) -> String {
+        match *self {}
+    }
+
+    #[must_use]
+    pub fn ordinal(&self) -> u32 {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl CudaArena {
+    pub fn new(
+        context: &Arc<Context>,
+        _memory: Memory,
+    ) -> Result<(Arc<Self>, CudaWriter), DeviceError> {
+        match **context {}
+    }
+
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        match *self {}
+    }
+
+    #[must_use]
+    pub fn tensor(&self, _index: usize) -> Option<(u64, u64)> {
+        match *self {}
+    }
+
+    pub fn read(&self, _tensor: usize, _offset: u64, _into: &mut [u8]) -> Result<(), DeviceError> {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, reason = "none of these can be called")]
+impl CudaWriter {
+    #[must_use]
+    pub fn arena(&self) -> &Arc<CudaArena> {
+        match *self {}
+    }
+
+    pub fn take_columns(&mut self, _tensor: usize, _columns: Columns) {
+        match *self {}
+    }
+
+    pub(crate) fn publish(&mut self, _tensor: usize) {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl HostRegistration {
+    pub fn new(context: &Arc<Context>, _region: &Arc<Region>) -> Result<Self, DriverRefusal> {
+        match **context {}
+    }
+
+    pub fn device_address(&self) -> Result<u64, DriverRefusal> {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl ReadBack {
+    pub fn new(context: &Arc<Context>, _slot: Slot<Filling>) -> Result<Self, DeviceError> {
+        match **context {}
+    }
+
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        match *self {}
+    }
+
+    pub fn read(
+        &mut self,
+        _arena: &CudaArena,
+        _tensor: usize,
+        _offset: u64,
+        _bytes: usize,
+    ) -> Result<&[u8], DeviceError> {
+        match *self {}
+    }
+}
+
+impl Completion {
+    pub(crate) fn slot(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn queue(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn result(&self) -> Result<(), DriverRefusal> {
+        match *self {}
+    }
+}
+
+impl CopyQueue {
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        _index: usize,
+        _slots: usize,
+        _finished: &Sender<Completion>,
+    ) -> Result<Self, DeviceError> {
+        match **context {}
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        match *self {}
+    }
+
+    /// # Safety
+    /// It can't be called.
+    pub(crate) unsafe fn copy(
+        &mut self,
+        _slot: &Slot<Draining>,
+        _writer: &CudaWriter,
+        _own: usize,
+        _segments: &[Segment],
+    ) -> Result<u64, DriverRefusal> {
+        match *self {}
+    }
+
+    pub(crate) fn recycle(&mut self, _completion: Completion) {
+        match *self {}
+    }
+}

@@ -1,0 +1,41 @@
+//! Memory of a device that somebody else owns.
+
+/// A range of a device's memory that somebody else has allocated, and lends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePointer {
+    ordinal: u32,
+    address: u64,
+    bytes: u64,
+}
+
+impl DevicePointer {
+    /// A range of `bytes` bytes at `address` of the device with that number.
+    ///
+    /// # Safety
+    /// - It is memory of that device's primary context, and stays allocated for as long as the
+    ///   load that it is given to, and every tensor of it, lives.
+    /// - Until the load has handed out the tensor that lies there, nobody else reads or writes it;
+    ///   afterwards nobody writes it as long as forebay may read it back.
+    #[must_use]
+    pub unsafe fn new(ordinal: u32, address: u64, bytes: u64) -> Self {
+        Self { ordinal, address, bytes }
+    }
+
+    /// The number of the device.
+    #[must_use]
+    pub fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
+    /// The address, in the device's address space.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The length.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
