@@ -25,8 +25,8 @@
 //! with the reasons; nothing of a tensor has been read by then. [`Load`] runs it: an iterator of
 //! tensors as they land. [`Loaded`] owns them all and the [`LoadReport`].
 //!
-//! [`manual::cpu`] tells how tensors that stay on the CPU are mapped, prefetched, locked and given
-//! back.
+//! [`manual::cuda`] tells how tensors reach GPUs, [`manual::cpu`] how those that stay on the CPU are
+//! mapped, prefetched, locked and given back.
 //!
 //! # Promises
 //!

@@ -2,3 +2,6 @@
 
 #[doc = include_str!("cpu.md")]
 pub mod cpu {}
+
+#[doc = include_str!("cuda.md")]
+pub mod cuda {}
