@@ -1,6 +1,8 @@
 //! A read job over real files, with an uploader that only keeps what it gets.
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
+use forebay_device::cuda::{Context, CudaArena, Memory};
+use forebay_device::{ArenaLayout, Drained, Segment, Uploader, Writer};
 use forebay_io::{
     Access, Cancel, Fallback, Fault, Filled, ModelFile, Performer, ReadJob, ReadOutcome, ReadSpec,
     Schedule, Step, StepAt,
@@ -20,6 +22,11 @@ pub struct Load {
     pub reads: Vec<ReadSpec>,
     /// Whether each read lands in memory of its own rather than in a slot.
     pub in_place: bool,
+    /// Whether its bytes go on to a CUDA device, and are read back from there. Takes the emulated
+    /// driver to be installed.
+    pub to_device: bool,
+    /// Whether io_uring hands buffered reads to threads of the kernel.
+    pub buffered_by_workers: bool,
     /// The size of a slot.
     pub slot_bytes: usize,
     /// How many slots.
@@ -72,6 +79,8 @@ impl Load {
             files,
             reads,
             in_place: false,
+            to_device: false,
+            buffered_by_workers: false,
             slot_bytes: usize::try_from(slot_bytes).expect("a read fits into memory"),
             slots: 6,
             queue_depth: 4,
@@ -116,12 +125,18 @@ impl Load {
             free_sender.send(token).expect("room for every slot");
         }
         let (keeps, leaves_after) = (self.uploader_keeps, self.uploader_leaves_after);
+        let slots = self.slots;
+        let size = |read: &ReadSpec| u64::from(read.bytes);
+        let sizes = self.to_device.then(|| self.reads.iter().map(size).collect());
         let (places, watched) = self.in_place.then(|| self.places()).unzip();
         let mut job = self.into_job(&slab, free.clone(), full_sender);
         job.places = places.unwrap_or_default();
         let (outcome, reads) = std::thread::scope(|scope| {
             let leaves_after = leaves_after.unwrap_or(usize::MAX);
-            let uploader = scope.spawn(move || upload(full, free_sender, keeps, leaves_after));
+            let uploader = scope.spawn(move || match sizes {
+                Some(sizes) => upload_to_device(full, free_sender, slots, sizes, leaves_after),
+                None => upload(full, free_sender, keeps, leaves_after),
+            });
             let outcome = job.run();
             (outcome, uploader.join().expect("the uploader does not panic"))
         });
@@ -184,6 +199,7 @@ impl Load {
             full,
             cancel: self.cancel,
             queue_depth: self.queue_depth,
+            buffered_by_workers: self.buffered_by_workers,
             reclaim,
             fault: self.fault,
         }
@@ -212,6 +228,60 @@ fn upload(
     }
     kept.into_iter().for_each(release);
     reads
+}
+
+/// The uploader of a device: copies the bytes there, gives the slots back when that has completed,
+/// and in the end reads everything back.
+#[allow(clippy::needless_pass_by_value, reason = "that its ends are dropped is what it is about")]
+fn upload_to_device(
+    full: Receiver<Filled>,
+    free: Sender<Slot<Free>>,
+    slots: usize,
+    sizes: Vec<u64>,
+    leaves_after: usize,
+) -> BTreeMap<usize, Vec<u8>> {
+    let context = Context::of(0).expect("the emulated driver is installed");
+    let layout = ArenaLayout::packed(sizes).expect("the reads fit into memory");
+    let (arena, writer) = CudaArena::new(&context, Memory::Own(layout)).expect("device memory");
+    let mut uploader = Uploader::new(vec![Writer::Cuda(writer)], slots).expect("a stream");
+    let completions = uploader.completions();
+    let mut lengths = BTreeMap::new();
+    let give_back = |drained: Option<Drained>| {
+        drained.into_iter().for_each(|it| free.send(it.slot).expect("room for every slot"));
+    };
+    let mut filled = Some(full).filter(|_| leaves_after > 0);
+    while filled.is_some() || uploader.in_flight() > 0 {
+        let nothing = never();
+        select! {
+            recv(filled.as_ref().unwrap_or(&nothing)) -> next => match next {
+                Err(_) => filled = None,
+                Ok(Filled { read, slot }) => {
+                    let slot = slot.drain();
+                    let length = slot.bytes().len();
+                    let bytes = u32::try_from(length).expect("at most a slot");
+                    let segment =
+                        Segment { arena: 0, tensor: read, slot_offset: 0, tensor_offset: 0, bytes };
+                    let twice = lengths.insert(read, length);
+                    assert!(twice.is_none(), "read {read} was delivered twice");
+                    give_back(uploader.upload(slot, read, &[segment]).expect("a copy"));
+                    if lengths.len() == leaves_after {
+                        filled = None;
+                    }
+                }
+            },
+            recv(completions) -> completion => {
+                let completion = completion.expect("the uploader keeps the channel open");
+                give_back(uploader.settle(completion).expect("a copy"));
+            }
+        }
+    }
+    let read_back = |(read, length): (usize, usize)| {
+        uploader.publish(0, read);
+        let mut bytes = vec![0; length];
+        arena.read(read, 0, &mut bytes).expect("the device gives it back");
+        (read, bytes)
+    };
+    lengths.into_iter().map(read_back).collect()
 }
 
 impl Landed {

@@ -6,22 +6,17 @@
 
 mod cases;
 
-use cases::Mount;
+use cases::{Destination, Mount};
 use forebay_io::{Access, Performer};
-
-#[allow(non_upper_case_globals, reason = "words of the table below")]
-const by_slot: bool = false;
-#[allow(non_upper_case_globals, reason = "words of the table below")]
-const in_place: bool = true;
 
 /// Mounts the listed cases on each engine.
 macro_rules! mount {
-    ($($module:ident: $performer:ident, $access:ident, $place:ident;)*) => {
+    ($($module:ident: $performer:ident, $access:ident, $to:ident;)*) => {
         $(mod $module {
             const MOUNT: crate::Mount = crate::Mount {
                 performer: crate::Performer::$performer,
                 access: crate::Access::$access,
-                in_place: crate::$place,
+                to: crate::Destination::$to,
             };
             every_case! {}
         })*
@@ -54,15 +49,20 @@ macro_rules! every_case {
 }
 
 mount! {
-    uring_direct: Uring, Direct, by_slot;
-    uring_dontcache: Uring, DontCache, by_slot;
-    uring_buffered: Uring, Buffered, by_slot;
-    uring_direct_in_place: Uring, Direct, in_place;
-    uring_buffered_in_place: Uring, Buffered, in_place;
-    threads_direct: Threads, Direct, by_slot;
-    threads_dontcache: Threads, DontCache, by_slot;
-    threads_buffered: Threads, Buffered, by_slot;
-    threads_mapped: Threads, Mapped, by_slot;
-    threads_direct_in_place: Threads, Direct, in_place;
-    threads_buffered_in_place: Threads, Buffered, in_place;
+    uring_direct: Uring, Direct, Slots;
+    uring_dontcache: Uring, DontCache, Slots;
+    uring_buffered: Uring, Buffered, Slots;
+    uring_direct_in_place: Uring, Direct, Places;
+    uring_buffered_in_place: Uring, Buffered, Places;
+    threads_direct: Threads, Direct, Slots;
+    threads_dontcache: Threads, DontCache, Slots;
+    threads_buffered: Threads, Buffered, Slots;
+    threads_mapped: Threads, Mapped, Slots;
+    uring_buffered_by_workers: Uring, Buffered, SlotsByWorkers;
+    uring_direct_to_device: Uring, Direct, Device;
+    uring_buffered_to_device: Uring, Buffered, Device;
+    threads_direct_to_device: Threads, Direct, Device;
+    threads_mapped_to_device: Threads, Mapped, Device;
+    threads_direct_in_place: Threads, Direct, Places;
+    threads_buffered_in_place: Threads, Buffered, Places;
 }

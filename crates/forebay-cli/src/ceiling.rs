@@ -78,6 +78,7 @@ pub(crate) fn measure(paths: &[PathBuf], shape: Shape) -> Result<f64, Failure> {
         full,
         cancel: Cancel::default(),
         queue_depth: shape.depth,
+        buffered_by_workers: false,
         reclaim: Vec::new(),
         fault: None,
     };

@@ -15,6 +15,7 @@ use forebay_mem::numa::NumaPolicy;
 use regex::Regex;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Instant;
 
 /// How many layers are offloaded to the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,6 +211,8 @@ pub(crate) struct Hooks {
     pub(crate) cancel: Cancel,
     pub(crate) progress: Option<ProgressCallback>,
     pub(crate) fault: Option<Box<dyn Fault>>,
+    /// When the load began, if that was before its plan was made.
+    pub(crate) begun: Option<Instant>,
 }
 
 /// Says what to load and how, then loads it.
@@ -418,7 +421,8 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Loader::plan`]; [`Error::Device`] or [`Error::Memory`] where memory is refused.
-    pub fn start(self) -> Result<Load, Error> {
+    pub fn start(mut self) -> Result<Load, Error> {
+        self.hooks.begun = Some(Instant::now());
         // What a device takes to be ready is done while the files are opened and planned.
         let warm_up = WarmUp::begin(&self.options);
         let model = Model::open(&self.path)?;

@@ -275,7 +275,7 @@ impl LoadReport {
         let files: Vec<FileReport> =
             (0..plan.files.len()).map(|index| file_report(plan, outcome, index)).collect();
         let read_bytes = (0..files.len()).map(|file| read.schedule.received(file).total()).sum();
-        let before = plan.model.open_time() + plan.plan_time;
+        let before = outcome.before;
         Self {
             model: summary(plan),
             backends: plan.backends.iter().map(BackendReport::from).collect(),

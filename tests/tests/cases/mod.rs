@@ -4,11 +4,12 @@ pub(crate) mod ends;
 pub(crate) mod faults;
 pub(crate) mod sizes;
 
+use forebay_cuda_emulator::Emulator;
 use forebay_io::{
     Access, Errno, FailureKind, Fallback, ModelFile, Performer, ReadFailure, Rung, Step,
 };
 use forebay_tests::{Landed, Load, Scratch, cut};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// The piece that most cases read at once: more than a block, less than a file.
 pub(crate) const PIECE_BYTES: u32 = 64 << 10;
@@ -18,8 +19,21 @@ pub(crate) const PIECE_BYTES: u32 = 64 << 10;
 pub(crate) struct Mount {
     pub(crate) performer: Performer,
     pub(crate) access: Access,
-    /// Whether reads land in place rather than in slots.
-    pub(crate) in_place: bool,
+    /// Where its bytes go.
+    pub(crate) to: Destination,
+}
+
+/// Where the bytes of a read go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// Into slots.
+    Slots,
+    /// The same, by threads of the kernel.
+    SlotsByWorkers,
+    /// Straight into place.
+    Places,
+    /// Through slots to a CUDA device, which is emulated.
+    Device,
 }
 
 impl Mount {
@@ -44,7 +58,14 @@ impl Mount {
     pub(crate) fn load(self, files: &Arc<[ModelFile]>, piece_bytes: u32) -> Load {
         let reads = cut(files, piece_bytes, self.access);
         let mut load = Load::new(Arc::clone(files), reads, self.performer);
-        load.in_place = self.in_place;
+        load.in_place = self.to == Destination::Places;
+        load.buffered_by_workers = self.to == Destination::SlotsByWorkers;
+        load.to_device = self.to == Destination::Device;
+        if load.to_device {
+            static INSTALLED: Once = Once::new();
+            // Slower than the reads, so that slots are waited for.
+            INSTALLED.call_once(|| Emulator::new().upload_bytes_per_s(1e9).install());
+        }
         load
     }
 

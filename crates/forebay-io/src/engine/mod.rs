@@ -52,6 +52,10 @@ pub struct ReadJob {
     pub cancel: Cancel,
     /// Reads in flight at most.
     pub queue_depth: usize,
+    /// Whether io_uring hands buffered reads to threads of the kernel, so that several processors
+    /// copy out of the page cache at once. Otherwise the submitting thread copies by itself,
+    /// which one processor's rate bounds.
+    pub buffered_by_workers: bool,
     /// By read: what of the file is given back once it has been copied out of a mapping. Rounded
     /// inward, so that pages of which others use a part stay.
     pub reclaim: Vec<Vec<Range<u64>>>,

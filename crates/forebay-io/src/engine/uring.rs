@@ -81,7 +81,9 @@ pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>
         Ok((ring, _)) => {
             // The kernel clamps the size; one entry is for the cancel request.
             let depth = depth.min(ring.params().sq_entries() as usize - 1);
-            (Ring::new(ring, Arc::clone(&job.slab), Arc::clone(&job.files)), depth)
+            let mut ring = Ring::new(ring, Arc::clone(&job.slab), Arc::clone(&job.files));
+            ring.buffered_by_workers = job.buffered_by_workers;
+            (ring, depth)
         }
         Err(errno) => {
             let reason = "io_uring can't be set up here";
@@ -202,6 +204,7 @@ struct Ring {
     slots_per_buffer: Option<usize>,
     has_files: bool,
     has_timed_wait: bool,
+    buffered_by_workers: bool,
 }
 
 impl Ring {
@@ -218,6 +221,7 @@ impl Ring {
             lost: None,
             slots_per_buffer: None,
             has_files: false,
+            buffered_by_workers: false,
         }
     }
 
@@ -301,7 +305,8 @@ impl Ring {
             _ => read!(descriptor),
         };
         // "Try again" came back: let a kernel thread wait instead of us asking in a circle.
-        let entry = if op.patient { entry.flags(squeue::Flags::ASYNC) } else { entry };
+        let by_worker = op.patient || (self.buffered_by_workers && op.access == Access::Buffered);
+        let entry = if by_worker { entry.flags(squeue::Flags::ASYNC) } else { entry };
         entry.user_data(op.slot as u64)
     }
 

@@ -68,6 +68,8 @@ pub struct Progress {
 pub struct Load {
     plan: Plan,
     started: Instant,
+    /// What opening, planning and making devices ready took.
+    before: Duration,
     cancel: Cancel,
     /// The callback, and when it was called last.
     progress: Option<(ProgressCallback, Option<Instant>)>,
@@ -95,6 +97,8 @@ pub(crate) struct Outcome {
     pub(crate) pinning: Option<Pinning>,
     /// What placing memory on NUMA nodes came to, in words.
     pub(crate) numa: Vec<String>,
+    /// What came before the start.
+    pub(crate) before: Duration,
     /// From the start to the first and the last tensor that was there.
     pub(crate) first_time: Duration,
     pub(crate) run_time: Duration,
@@ -122,7 +126,9 @@ fn told_placed(staging: &cuda::Staging) -> impl Iterator<Item = String> {
 impl Load {
     pub(crate) fn start(plan: &Plan, hooks: Hooks) -> Result<Self, Error> {
         let started = Instant::now();
-        let Hooks { cancel, progress, fault } = hooks;
+        let Hooks { cancel, progress, fault, begun } = hooks;
+        let planned = plan.model.open_time() + plan.plan_time;
+        let before = begun.map_or(planned, |begun| started - begun);
         // The caller's flag may serve other loads too: ending this one must not set it.
         let cancel = cancel.child();
         let contexts = contexts(plan)?;
@@ -172,6 +178,7 @@ impl Load {
             full,
             cancel: cancel.clone(),
             queue_depth: plan.staging.queue_depth,
+            buffered_by_workers: buffered_by_workers(plan),
             reclaim: reclaimable(plan),
             fault,
         };
@@ -182,6 +189,7 @@ impl Load {
         let mut load = Self {
             plan: plan.clone(),
             started,
+            before,
             cancel,
             progress: progress.map(|callback| (callback, None)),
             placed_bytes,
@@ -290,10 +298,19 @@ impl Load {
         let run_time = after(upload.last_placed).max(after(prefetch.ended));
         let firsts = [upload.first_placed, self.tensors.resident.first()];
         let first_time = after(firsts.into_iter().flatten().min());
-        let (lock, numa) = (self.locked, std::mem::take(&mut self.numa));
+        let (lock, before, numa) = (self.locked, self.before, std::mem::take(&mut self.numa));
         let pinning = self.pinned.as_ref().map(Pinning::of);
-        self.outcome =
-            Some(Outcome { read, upload, prefetch, lock, pinning, numa, first_time, run_time });
+        self.outcome = Some(Outcome {
+            read,
+            upload,
+            prefetch,
+            lock,
+            pinning,
+            numa,
+            before,
+            first_time,
+            run_time,
+        });
         if let Some(staging) = self.pinned.take() {
             staging.keep();
         }
@@ -330,6 +347,14 @@ impl Drop for Load {
             let _ = threads.join(&self.cancel);
         }
     }
+}
+
+/// A device takes more than one processor copies out of the page cache; where there are processors
+/// to spare, several do.
+fn buffered_by_workers(plan: &Plan) -> bool {
+    const PROCESSORS_MIN: usize = 4;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors >= PROCESSORS_MIN && !plan.copied_to().is_empty()
 }
 
 fn schedule(plan: &Plan) -> Schedule {
