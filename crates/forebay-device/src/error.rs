@@ -55,7 +55,7 @@ pub enum DeviceError {
         refusal: DriverRefusal,
     },
     /// The driver refused something else.
-    #[error("{device} failed")]
+    #[error("{device} can't be used")]
     Driver {
         /// Which device.
         device: String,

@@ -61,7 +61,8 @@ struct Pending {
 /// Moves slots to where their segments belong, in any number of arenas on any devices. Driven by
 /// one thread, which hears of completed copies through a channel and so never waits in a driver.
 ///
-/// Dropping it waits until no device reads from any slot.
+/// Dropping it waits until no device reads from any slot; where that can't be known, slots are given
+/// up for the life of the process.
 #[derive(Debug)]
 pub struct Uploader {
     /// One a CUDA device; dropped before the slots that they read from.
@@ -85,12 +86,13 @@ impl Uploader {
     /// Where a device or the system refuses what copying takes.
     pub fn new(writers: Vec<Writer>, slots: usize) -> Result<Self, DeviceError> {
         let devices = writers.iter().filter(|writer| matches!(writer, Writer::Cuda(_))).count();
-        // Room for all that can ever be in flight: a waiter never waits for us.
-        let (finished, completions) = bounded(slots * devices.max(1));
+        // Room for all that can ever be in flight: nobody waits for a channel.
+        let most = slots * devices.max(1);
+        let (finished, completions) = bounded(most);
         let mut queues: Vec<CopyQueue> = Vec::new();
         let mut served = Vec::with_capacity(writers.len());
         for writer in writers {
-            let queue = queue_of(&writer, &mut queues, slots, &finished)?;
+            let queue = queue_of(&writer, &mut queues, most, &finished)?;
             served.push((writer, queue));
         }
         let pending = (0..slots).map(|_| None).collect();
@@ -106,8 +108,8 @@ impl Uploader {
     /// wrong, and going on would corrupt a neighbour.
     ///
     /// # Errors
-    /// [`DeviceError::Copy`] with what the device refuses. The slot then stays with the uploader
-    /// until that is dropped.
+    /// [`DeviceError::Copy`] with what the device refuses. The slot then stays with the uploader,
+    /// which can only be dropped.
     pub fn upload(
         &mut self,
         slot: Slot<Draining>,
@@ -117,45 +119,50 @@ impl Uploader {
         if slot.is_aimed() {
             return Ok(Some(Drained { slot: slot.release(), read }));
         }
-        let mut devices = 0;
+        // From here on the slot is where the drop finds it, whatever happens.
+        let index = slot.index();
+        let pending = self.pending[index].insert(Pending { slot, read, devices: 0 });
+        self.in_flight += 1;
         let mut refused = None;
-        for (index, (writer, queue)) in self.writers.iter_mut().enumerate() {
-            let mut own = segments.iter().filter(|segment| segment.arena == index).peekable();
-            if own.peek().is_none() {
+        for (own, (writer, queue)) in self.writers.iter_mut().enumerate() {
+            let mut of_arena = segments.iter().filter(|segment| segment.arena == own).peekable();
+            if of_arena.peek().is_none() || refused.is_some() {
                 continue;
             }
             match (writer, *queue) {
                 (Writer::Cuda(writer), Some(queue)) => {
                     let queue = &mut self.queues[queue];
-                    // SAFETY: from here on the slot is either in `pending` until the queue has
-                    // said that it is done, or until the queue is dropped.
-                    match unsafe { queue.copy(&slot, writer, index, segments) } {
+                    // SAFETY: the slot stays in `pending` until the queue has said that it is done
+                    // with it; the drop drains the queue first.
+                    match unsafe { queue.copy(&pending.slot, writer, own, segments) } {
                         Ok(copies) => self.copies += copies,
                         Err(refusal) => {
                             let device = queue.context().name();
                             refused = Some(DeviceError::Copy { device, read, refusal });
                         }
                     }
-                    devices += 1;
+                    pending.devices += 1;
                 }
                 (Writer::Cuda(_), None) => unreachable!("`new` gave each device a queue"),
                 (Writer::Host(writer), _) => {
-                    for segment in own {
+                    for segment in of_arena {
                         let start = segment.slot_offset as usize;
-                        let piece = &slot.bytes()[start..start + segment.bytes as usize];
+                        let piece = &pending.slot.bytes()[start..start + segment.bytes as usize];
                         writer.write(segment.tensor, segment.tensor_offset, piece);
                         self.copies += 1;
                     }
                 }
             }
         }
-        if devices == 0 {
-            return Ok(Some(Drained { slot: slot.release(), read }));
-        }
-        let index = slot.index();
-        self.pending[index] = Some(Pending { slot, read, devices });
-        self.in_flight += 1;
-        refused.map_or(Ok(None), Err)
+        refused.map_or(Ok(()), Err)?;
+        Ok(self.take_if_drained(index))
+    }
+
+    /// The slot, once no device reads from it.
+    fn take_if_drained(&mut self, index: usize) -> Option<Drained> {
+        let drained = self.pending[index].take_if(|pending| pending.devices == 0)?;
+        self.in_flight -= 1;
+        Some(Drained { slot: drained.slot.release(), read: drained.read })
     }
 
     /// Where completions come from, for waiting on it beside other channels. To be handed to
@@ -170,19 +177,15 @@ impl Uploader {
     /// # Errors
     /// [`DeviceError::Copy`] with what the device has reported late.
     pub fn settle(&mut self, completion: Completion) -> Result<Option<Drained>, DeviceError> {
-        let entry = &mut self.pending[completion.slot()];
-        let pending = entry.as_mut().expect("a slot completes while it is pending");
+        let index = completion.slot();
+        let pending = self.pending[index].as_mut().expect("a slot completes while it is pending");
         pending.devices -= 1;
-        let (read, left, result) = (pending.read, pending.devices, completion.result());
+        let (read, result) = (pending.read, completion.result());
         let queue = &mut self.queues[completion.queue()];
         let device = queue.context().name();
         queue.recycle(completion);
-        if left == 0 {
-            self.in_flight -= 1;
-        }
-        let done = entry.take_if(|pending| pending.devices == 0);
         result.map_err(|refusal| DeviceError::Copy { device, read, refusal })?;
-        Ok(done.map(|Pending { slot, read, .. }| Drained { slot: slot.release(), read }))
+        Ok(self.take_if_drained(index))
     }
 
     /// Slots taken and not yet handed back.
@@ -207,11 +210,24 @@ impl Uploader {
     }
 }
 
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        let mut is_certain = true;
+        for queue in &mut self.queues {
+            is_certain &= queue.drain();
+        }
+        if !is_certain {
+            // A device may go on reading: nobody else may ever have these slots.
+            self.pending.drain(..).flatten().for_each(|pending| pending.slot.leak());
+        }
+    }
+}
+
 /// The queue of the device that an arena is on: one for all arenas of a device.
 fn queue_of(
     writer: &Writer,
     queues: &mut Vec<CopyQueue>,
-    slots: usize,
+    most: usize,
     finished: &Sender<Completion>,
 ) -> Result<Option<usize>, DeviceError> {
     let Writer::Cuda(writer) = writer else { return Ok(None) };
@@ -220,6 +236,6 @@ fn queue_of(
     if let Some(index) = queues.iter().position(known) {
         return Ok(Some(index));
     }
-    queues.push(CopyQueue::new(context, queues.len(), slots, finished)?);
+    queues.push(CopyQueue::new(context, queues.len(), most, finished)?);
     Ok(Some(queues.len() - 1))
 }

@@ -116,6 +116,12 @@ impl Region {
         self.populated.ensure(range, |range, kind| self.populate_with(range, kind));
     }
 
+    /// Processes that are forked off from now on do not have the region.
+    pub fn keep_out_of_forks(&self) {
+        // Where it is refused, they share its pages, copied at the first write.
+        let _ = self.advise(0..self.bytes, libc::MADV_DONTFORK);
+    }
+
     fn populate_with(&self, range: Range<usize>, kind: PageKind) -> bool {
         if kind == PageKind::Base {
             // Advice: where it is refused, huge pages serve as well.
@@ -131,7 +137,7 @@ impl Region {
             return Ok(());
         }
         // SAFETY: the range lies inside this region, and none of the advices used here (huge
-        // pages or not, populate) changes the contents of memory.
+        // pages or not, populate, no fork) changes the contents of memory.
         let answer = unsafe { libc::madvise(self.at(start).cast(), end - start, advice) };
         Errno::result(answer).map(drop)
     }

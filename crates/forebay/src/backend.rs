@@ -98,7 +98,12 @@ impl DeviceChoice {
                 return Err(Error::option("--device", cause, "use --gpu-layers 0"));
             }
             Self::Device(device) => these(&[*device], "asked for"),
-            Self::Several(devices) => these(devices, "asked for"),
+            Self::Several(devices) => {
+                check(devices).map_err(|cause| {
+                    Error::option("--device", &cause, "name one device, or several GPUs")
+                })?;
+                these(devices, "asked for")
+            }
         })
     }
 
@@ -159,14 +164,20 @@ impl FromStr for DeviceChoice {
 /// A list of CUDA devices, divided by commas.
 pub(crate) fn devices(text: &str) -> Result<Vec<Backend>, String> {
     let devices: Vec<Backend> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    check(&devices).map_err(|cause| format!("'{text}': {cause}"))?;
+    Ok(devices)
+}
+
+/// Whether these can be the devices of one load.
+fn check(devices: &[Backend]) -> Result<(), String> {
+    if devices.is_empty() {
+        return Err("no device is named".to_owned());
+    }
     if let Some(other) = devices.iter().find(|device| !matches!(device, Backend::Cuda(_))) {
-        return Err(format!("'{other}' in '{text}' is no GPU: several devices are all cuda:N"));
+        return Err(format!("{other} is no GPU: several devices are all cuda:N"));
     }
     let twice = (1..devices.len()).find(|&index| devices[..index].contains(&devices[index]));
-    match twice {
-        Some(index) => Err(format!("{} stands twice in '{text}'", devices[index])),
-        None => Ok(devices),
-    }
+    twice.map_or(Ok(()), |index| Err(format!("{} stands there twice", devices[index])))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::loaded::Tensor;
 use forebay_device::DeviceError;
-use forebay_device::cuda::{Context, ReadBack, Staging};
+use forebay_device::cuda::{Context, ReadBack, Staging, release_staging};
 use forebay_mem::{Free, Slot};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -117,10 +117,14 @@ pub(crate) fn all(tensors: &[Tensor]) -> Result<BTreeMap<String, String>, Error>
         work();
     });
     drop(slots);
-    if let Some(staging) = staging {
-        staging.keep();
+    let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match (staging, &digests) {
+        (Some(staging), Ok(_)) => staging.keep(),
+        // What is kept would keep a context that is lost.
+        (_, Err(Error::Device(_))) => release_staging(),
+        _ => {}
     }
-    digests.into_inner().unwrap_or_else(PoisonError::into_inner)
+    digests
 }
 
 /// The staging memory that the load went through, if it went to a device and it can still be had.

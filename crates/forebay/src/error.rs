@@ -221,9 +221,12 @@ impl Error {
             }
             Self::Memory { source, .. } => return memory_remedy(source.operation),
             Self::Device(DeviceError::Unavailable(why)) => why.remedy().to_owned(),
-            Self::Device(DeviceError::Driver { .. }) | Self::Copy { .. } => {
-                "look at dmesg (Xid) and nvidia-smi for the device's state, and load again; \
-                 --device host does without it"
+            Self::Device(DeviceError::Driver { refusal, .. }) | Self::Copy { refusal, .. } => {
+                refusal.remedy().to_owned()
+            }
+            Self::Device(DeviceError::NotOfDevice { .. }) => {
+                "lend memory of that device's primary context (the one of CUDA's runtime), all of it \
+                 allocated"
                     .to_owned()
             }
             Self::Device(DeviceError::OutOfMemory { .. }) | Self::DeviceFull { .. } => {

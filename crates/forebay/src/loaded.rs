@@ -22,7 +22,11 @@ use std::sync::Arc;
 pub(crate) enum HeldPart {
     /// In ordinary memory; where a GPU uses it too, with the driver's hold on it and the address
     /// that the GPU sees the arena's first byte at.
-    Host { arena: Arc<HostArena>, tensor: usize, device: Option<(Arc<HostRegistration>, u64)> },
+    Host {
+        arena: Arc<HostArena>,
+        tensor: usize,
+        device: Option<(Option<Arc<HostRegistration>>, u64)>,
+    },
     /// In the memory of a CUDA device.
     Cuda { arena: Arc<CudaArena>, tensor: usize },
 }

@@ -414,6 +414,16 @@ impl Loader {
                 return Err(refuse(&format!("tensor '{name}' is lent memory twice")));
             }
         }
+        let mut ranges: Vec<_> = lent
+            .values()
+            .map(|it| (it.ordinal(), it.address(), it.address().saturating_add(it.bytes())))
+            .collect();
+        ranges.sort_unstable();
+        let overlap = |pair: &&[(u32, u64, u64)]| pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1;
+        if let Some(pair) = ranges.windows(2).find(overlap) {
+            let (ordinal, address, _) = pair[1];
+            return Err(refuse(&format!("{address:#x} of cuda:{ordinal} is lent for two tensors")));
+        }
         Ok(lent)
     }
 

@@ -7,14 +7,18 @@ use std::sync::Arc;
 
 /// Places the memory of a load before it has pages. What is refused stays where the system puts
 /// it, and is told.
-pub(crate) fn place(policy: NumaPolicy, arenas: &[Arc<HostArena>], slab: &Region) -> Vec<String> {
+pub(crate) fn place(
+    policy: NumaPolicy,
+    arenas: &[Arc<HostArena>],
+    slab: Option<&Region>,
+) -> Vec<String> {
     if policy == NumaPolicy::Off {
         return Vec::new();
     }
     let mut told: Vec<String> = arenas
         .iter()
         .map(|arena| &**arena.region())
-        .chain([slab])
+        .chain(slab)
         .map(|region| match region.place_on(policy) {
             Ok(placed) => format!("memory: {placed}"),
             Err(error) => format!("memory could not be placed: {error}"),

@@ -47,8 +47,9 @@ pub(crate) enum Placement {
 pub(crate) struct Policy<'options> {
     pub(crate) gpu_layers: GpuLayers,
     pub(crate) rules: &'options [PlaceRule],
-    /// At least one.
+    /// At least one, each with what it can hold: layers are spread in proportion to that.
     pub(crate) devices: &'options [Backend],
+    pub(crate) room_bytes: &'options [u64],
     pub(crate) split: SplitMode,
 }
 
@@ -68,7 +69,7 @@ pub(crate) fn place<'names>(
         None => offload_rest,
     };
     let offloaded = tensors.filter(|(name, _)| is_offloaded(name));
-    let spread = Spread::new(offloaded, policy.devices);
+    let spread = Spread::new(offloaded, policy.devices, policy.room_bytes);
     let device_of = |name: &str| match policy.split {
         _ if policy.devices.len() == 1 => Placement::Whole(policy.devices[0]),
         SplitMode::Layers => Placement::Whole(spread.device_of(name)),
@@ -126,20 +127,30 @@ struct Spread {
 }
 
 impl Spread {
-    /// Each device gets about the same number of bytes; what belongs to one layer stays together.
-    fn new<'names>(tensors: impl Iterator<Item = (&'names str, u64)>, devices: &[Backend]) -> Self {
+    /// Each device gets bytes in proportion to its room; what belongs to one layer stays together.
+    fn new<'names>(
+        tensors: impl Iterator<Item = (&'names str, u64)>,
+        devices: &[Backend],
+        room_bytes: &[u64],
+    ) -> Self {
         let mut stages = std::collections::BTreeMap::new();
         for (name, bytes) in tensors {
             *stages.entry(order_of_use(name)).or_insert(0_u128) += u128::from(bytes);
         }
         let all: u128 = stages.values().sum();
+        let room: u128 = room_bytes.iter().map(|&bytes| u128::from(bytes)).sum();
         let mut starts: Vec<((u8, u32), Backend)> = Vec::new();
         let mut before = 0;
         for (stage, bytes) in stages {
             // By the middle of the stage: a large one goes where most of it would.
             let middle = before + bytes / 2;
-            let index = (middle * devices.len() as u128).checked_div(all).unwrap_or(0);
-            let index = usize::try_from(index).unwrap_or(0).min(devices.len() - 1);
+            let mut left = (middle * room).checked_div(all).unwrap_or(0);
+            let index = (room_bytes.iter().position(|&room| {
+                let is_here = left < u128::from(room);
+                left = left.saturating_sub(u128::from(room));
+                is_here
+            }))
+            .unwrap_or(devices.len() - 1);
             if starts.last().is_none_or(|(_, last)| *last != devices[index]) {
                 starts.push((stage, devices[index]));
             }
@@ -176,6 +187,7 @@ mod tests {
             gpu_layers,
             rules: &rules,
             devices: &[Backend::Host],
+            room_bytes: &[1],
             split: SplitMode::Layers,
         };
         let (placements, _) = place(NAMES.into_iter().map(|name| (name, 10)), policy);
@@ -186,11 +198,12 @@ mod tests {
     #[test]
     fn layers_are_spread_over_devices_by_bytes_and_stay_together() {
         let devices = [Backend::Cuda(0), Backend::Cuda(1)];
-        let placed = |sizes: [u64; 6], split| {
-            let policy =
-                Policy { gpu_layers: GpuLayers::All, rules: &[], devices: &devices, split };
+        let placed_by = |sizes: [u64; 6], split, room_bytes: &[u64]| {
+            let (gpu_layers, rules) = (GpuLayers::All, &[][..]);
+            let policy = Policy { gpu_layers, rules, devices: &devices, room_bytes, split };
             place(NAMES.into_iter().zip(sizes), policy).0
         };
+        let placed = |sizes, split| placed_by(sizes, split, &[80, 80]);
         let numbers = |placements: Vec<Placement>| -> Vec<u32> {
             let number = |placement: &Placement| match placement {
                 Placement::Whole(Backend::Cuda(number)) => *number,
@@ -201,6 +214,8 @@ mod tests {
         assert_eq!(numbers(placed([10; 6], SplitMode::Layers)), [0, 0, 0, 1, 1, 1]);
         assert_eq!(numbers(placed([90, 1, 1, 1, 1, 90], SplitMode::Layers)), [0, 0, 0, 1, 1, 1]);
         assert_eq!(numbers(placed([0; 6], SplitMode::Layers)), [0; 6]);
+        let unequal = placed_by([10; 6], SplitMode::Layers, &[25, 5]);
+        assert_eq!(numbers(unequal), [0, 0, 0, 0, 0, 1]);
         let rows = placed([10; 6], SplitMode::Rows);
         assert!(rows.iter().all(|it| *it == Placement::Split(Axis::Rows, devices.to_vec())));
     }

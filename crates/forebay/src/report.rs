@@ -133,6 +133,8 @@ pub struct TimeReport {
     pub total_s: f64,
     pub open_s: f64,
     pub plan_s: f64,
+    /// What making CUDA devices ready added to that: contexts, memory, pinning.
+    pub device_s: f64,
     /// From opening to the first tensor that was brought and is whole.
     pub first_tensor_s: f64,
 }
@@ -308,6 +310,7 @@ impl LoadReport {
                 total_s: (before + outcome.run_time).as_secs_f64(),
                 open_s: plan.model.open_time().as_secs_f64(),
                 plan_s: plan.plan_time.as_secs_f64(),
+                device_s: outcome.device_time.as_secs_f64(),
                 first_tensor_s: (before + outcome.first_time).as_secs_f64(),
             },
             memory: MemoryReport {

@@ -24,9 +24,9 @@ use std::process::{Command, Stdio};
 struct BenchReport {
     model: ModelSummary,
     ceiling: Ceiling,
-    /// What the first CUDA device takes from pinned memory, where tensors go to one.
+    /// What the CUDA devices take from pinned memory, all at once, where tensors go to any.
     upload_ceiling: Option<Ceiling>,
-    /// Whether that device is an emulation.
+    /// Whether they are an emulation.
     emulated: bool,
     repeat: u32,
     rows: Vec<Row>,
@@ -58,7 +58,10 @@ struct Run {
     mode: &'static str,
     cache: &'static str,
     round: u32,
+    /// Without `device_s`.
     seconds: f64,
+    /// What making devices ready took.
+    device_s: f64,
     gib_per_s: f64,
     cpu_s_per_gib: f64,
     peak_rss_bytes: u64,
@@ -90,7 +93,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
         CacheChoice::Both => &["cold", "warm"],
     };
     let mut runs = Vec::new();
-    let device = cuda_device(arguments)?;
+    let devices = cuda_devices(arguments)?;
     let mut ceilings = Vec::new();
     let mut upload_ceilings = Vec::new();
     for round in 1..=arguments.repeat {
@@ -98,8 +101,12 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
             drop_caches(&files)?;
             ceilings.push(ceiling_run(&files, shape)?);
         }
-        if let Some(device) = &device {
-            upload_ceilings.push(upload_ceiling(device, model.catalog().bytes())?);
+        // The GPUs of a unified memory are not copied to.
+        if !devices.is_empty() && !devices.iter().any(|device| device.is_integrated) {
+            match upload_ceiling(&devices, model.catalog().bytes()) {
+                Ok(ceiling) => upload_ceilings.push(ceiling),
+                Err(failure) => output::notice(&format!("notice: no upload ceiling: {failure}")),
+            }
         }
         for &cache in caches {
             for &mode in &arguments.modes {
@@ -112,7 +119,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
             }
         }
     }
-    let measured = Measured { runs, ceilings, upload_ceilings, device };
+    let measured = Measured { runs, ceilings, upload_ceilings, devices };
     let report = summarise(arguments, &model, caches, measured);
     if arguments.json { output::json(&report) } else { show(&report) }
 }
@@ -142,30 +149,47 @@ struct Measured {
     runs: Vec<Run>,
     ceilings: Vec<Ceiling>,
     upload_ceilings: Vec<Ceiling>,
-    device: Option<DeviceInfo>,
+    devices: Vec<DeviceInfo>,
 }
 
-/// The first CUDA device that the loads go to.
-fn cuda_device(arguments: &BenchArguments) -> Result<Option<DeviceInfo>, Failure> {
-    let ordinal = match &arguments.device {
-        DeviceChoice::Device(Backend::Cuda(ordinal)) => *ordinal,
-        DeviceChoice::Several(devices) => match devices.first() {
-            Some(Backend::Cuda(ordinal)) => *ordinal,
-            _ => return Ok(None),
-        },
-        DeviceChoice::AllCuda => 0,
-        // It goes to the host where there is no driver.
-        DeviceChoice::Auto => return Ok(forebay::device(0).ok()),
-        _ => return Ok(None),
+/// The CUDA devices that the loads go to.
+fn cuda_devices(arguments: &BenchArguments) -> Result<Vec<DeviceInfo>, Failure> {
+    let one = |backend: &Backend| match backend {
+        Backend::Cuda(ordinal) => forebay::device(*ordinal).map(Some),
+        _ => Ok(None),
     };
-    let device = forebay::device(ordinal).map_err(|why| forebay::Error::Device(why.into()))?;
-    Ok(Some(device))
+    let devices = match &arguments.device {
+        // It goes to the host where there is no driver.
+        DeviceChoice::Auto => return Ok(forebay::device(0).into_iter().collect()),
+        DeviceChoice::AllCuda => forebay::devices(),
+        DeviceChoice::Device(device) => one(device).map(|device| device.into_iter().collect()),
+        DeviceChoice::Several(devices) => {
+            devices.iter().filter_map(|it| one(it).transpose()).collect()
+        }
+        _ => return Ok(Vec::new()),
+    };
+    Ok(devices.map_err(|why| forebay::Error::Device(why.into()))?)
 }
 
-fn upload_ceiling(device: &DeviceInfo, bytes: u64) -> Result<Ceiling, Failure> {
-    let took = forebay::upload_ceiling(device.ordinal, bytes).map_err(forebay::Error::from)?;
-    let gib_per_s = output::gib(bytes) / took.as_secs_f64();
-    Ok(Ceiling { gib_per_s, shape: format!("pinned, 16MiB copies, to cuda:{}", device.ordinal) })
+/// All devices at once, each with its share of the bytes.
+fn upload_ceiling(devices: &[DeviceInfo], bytes: u64) -> Result<Ceiling, Failure> {
+    let share = bytes / devices.len() as u64;
+    let took = std::thread::scope(|scope| {
+        let measure = |device: &DeviceInfo| {
+            let ordinal = device.ordinal;
+            scope.spawn(move || forebay::upload_ceiling(ordinal, share))
+        };
+        let threads: Vec<_> = devices.iter().map(measure).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join();
+        threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()
+    });
+    let took =
+        took.map_err(|_| Failure::new("the measuring of a device panicked".to_owned(), None))?;
+    let took: Vec<_> = took.into_iter().collect::<Result<_, _>>().map_err(forebay::Error::from)?;
+    let slowest = took.into_iter().max().unwrap_or_default();
+    let gib_per_s = output::gib(share * devices.len() as u64) / slowest.as_secs_f64();
+    let names: Vec<String> = devices.iter().map(|it| format!("cuda:{}", it.ordinal)).collect();
+    Ok(Ceiling { gib_per_s, shape: format!("pinned, 16MiB copies, to {}", names.join(", ")) })
 }
 
 fn ceiling_run(files: &[PathBuf], shape: Shape) -> Result<Ceiling, Failure> {
@@ -189,7 +213,9 @@ fn measure(
     let cpu_s = children_cpu_s()? - before;
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let bytes = number("/model/bytes") / f64::from(1_u32 << 30);
-    let seconds = number("/time/total_s");
+    // Contexts and pinning are paid once a process, whatever it loads.
+    let device_s = number("/time/device_s");
+    let seconds = number("/time/total_s") - device_s;
     let peak = report.pointer("/memory/peak_rss_bytes").and_then(Value::as_u64);
     let device = report.pointer("/backends/0/backend").and_then(Value::as_str);
     Ok(Run {
@@ -197,6 +223,7 @@ fn measure(
         cache,
         round,
         seconds,
+        device_s,
         gib_per_s: bytes / seconds,
         cpu_s_per_gib: cpu_s / bytes,
         peak_rss_bytes: peak.unwrap_or(0),
@@ -318,7 +345,7 @@ fn summarise(
     caches: &[&'static str],
     measured: Measured,
 ) -> BenchReport {
-    let Measured { runs, ceilings: ceiling_runs, upload_ceilings, device } = measured;
+    let Measured { runs, ceilings: ceiling_runs, upload_ceilings, devices } = measured;
     let upload_ceiling = upload_ceilings.first().map(|first| Ceiling {
         gib_per_s: median(upload_ceilings.iter().map(|run| run.gib_per_s).collect()),
         shape: first.shape.clone(),
@@ -366,7 +393,7 @@ fn summarise(
         model,
         ceiling,
         upload_ceiling,
-        emulated: device.is_some_and(|device| device.is_emulated),
+        emulated: devices.iter().any(|device| device.is_emulated),
         repeat: arguments.repeat,
         rows,
         runs,

@@ -189,7 +189,7 @@ impl CopyQueue {
     pub(crate) fn new(
         context: &Arc<Context>,
         _index: usize,
-        _slots: usize,
+        _most: usize,
         _finished: &Sender<Completion>,
     ) -> Result<Self, DeviceError> {
         match **context {}
@@ -208,6 +208,10 @@ impl CopyQueue {
         _own: usize,
         _segments: &[Segment],
     ) -> Result<u64, DriverRefusal> {
+        match *self {}
+    }
+
+    pub(crate) fn drain(&mut self) -> bool {
         match *self {}
     }
 

@@ -263,7 +263,7 @@ pub struct CudaWriter {
 
 /// A copy out of a slot: of one stretch, or of `rows` stretches at equal distances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Copy {
+struct Transfer {
     slot_offset: u64,
     slot_pitch: u64,
     address: u64,
@@ -351,8 +351,9 @@ impl CudaWriter {
     }
 
     /// What is to be copied, neighbours as one.
-    fn copies(&self, own: usize, segments: &[Segment]) -> Vec<Copy> {
-        let mut copies: Vec<Copy> = Vec::with_capacity(segments.len());
+    fn copies(&self, own: usize, segments: &[Segment]) -> Vec<Transfer> {
+        let mut copies: Vec<Transfer> = Vec::with_capacity(segments.len());
+        let mut last_tensor = None;
         for segment in segments.iter().filter(|segment| segment.arena == own && segment.bytes > 0) {
             let home = &self.arena.homes[segment.tensor];
             let whole = !home.published.load(Ordering::Relaxed);
@@ -371,11 +372,13 @@ impl CudaWriter {
                         home.bytes
                     );
                     let address = home.address + offset;
-                    let copy = Copy { slot_offset, slot_pitch: 0, address, bytes, rows: 1 };
-                    match copies.last_mut().filter(|last| self.joins(last, &copy)) {
+                    let copy = Transfer { slot_offset, slot_pitch: 0, address, bytes, rows: 1 };
+                    let is_same = last_tensor == Some(segment.tensor);
+                    match copies.last_mut().filter(|last| self.joins(last, &copy, is_same)) {
                         Some(last) => last.bytes = slot_offset + bytes - last.slot_offset,
                         None => copies.push(copy),
                     }
+                    last_tensor = Some(segment.tensor);
                 }
             }
         }
@@ -383,9 +386,14 @@ impl CudaWriter {
     }
 
     /// Whether one copy goes on where another ends, in the slot and on the device: exactly, or, in
-    /// memory of the arena's own, with the same few bytes of padding on both sides.
-    fn joins(&self, last: &Copy, next: &Copy) -> bool {
-        let padding_max = if self.is_own { crate::arena::TENSOR_ALIGNMENT.bytes() - 1 } else { 0 };
+    /// memory of the arena's own, with the same few bytes of padding on both sides. What is lent
+    /// for two tensors may be two allocations, which no copy may reach across.
+    fn joins(&self, last: &Transfer, next: &Transfer, is_same_tensor: bool) -> bool {
+        let padding_max = match (self.is_own, is_same_tensor) {
+            (true, _) => crate::arena::TENSOR_ALIGNMENT.bytes() - 1,
+            (false, true) => 0,
+            (false, false) => return false,
+        };
         let end = last.slot_offset + last.bytes;
         last.rows == 1
             && next.slot_offset >= end
@@ -408,11 +416,11 @@ impl Columns {
 
     /// What of `range`, in bytes of the whole matrix, goes where, as at most three copies: the
     /// rest of a row, whole rows, the begin of a row.
-    fn copies(&self, home: &Home, slot_offset: u64, range: Range<u64>, copies: &mut Vec<Copy>) {
+    fn copies(&self, home: &Home, slot_offset: u64, range: Range<u64>, copies: &mut Vec<Transfer>) {
         let (width, row_bytes) = (self.width(), self.row_bytes);
         let rows = home.bytes / width;
         assert!(range.end <= rows * row_bytes, "{range:?} of {rows} rows of {row_bytes} bytes");
-        let part_of_row = |part: Range<u64>, copies: &mut Vec<Copy>| {
+        let part_of_row = |part: Range<u64>, copies: &mut Vec<Transfer>| {
             let row = part.start / row_bytes;
             let start = (row * row_bytes + self.slice.start).max(part.start);
             let end = (row * row_bytes + self.slice.end).min(part.end);
@@ -420,7 +428,7 @@ impl Columns {
                 let address =
                     home.address + row * width + (start - row * row_bytes - self.slice.start);
                 let slot_offset = slot_offset + (start - range.start);
-                copies.push(Copy {
+                copies.push(Transfer {
                     slot_offset,
                     slot_pitch: 0,
                     address,
@@ -435,7 +443,7 @@ impl Columns {
         }
         let whole_rows = (range.end - head_end) / row_bytes;
         if whole_rows > 0 {
-            copies.push(Copy {
+            copies.push(Transfer {
                 slot_offset: slot_offset + (head_end - range.start) + self.slice.start,
                 slot_pitch: row_bytes,
                 address: home.address + head_end / row_bytes * width,
@@ -462,7 +470,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// What the copies do, in ordinary memory.
-    fn perform(copies: &[Copy], slot: &[u8], device: &mut [u8]) {
+    fn perform(copies: &[Transfer], slot: &[u8], device: &mut [u8]) {
         for copy in copies {
             for row in 0..copy.rows {
                 let from = inside(copy.slot_offset + row * copy.slot_pitch);

@@ -3,7 +3,7 @@
 use super::driver::Driver;
 use super::error::{DriverRefusal, Unavailable};
 use super::query;
-use cudarc::driver::sys::{CUcontext, CUdevice};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUstreamCaptureMode};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -30,9 +30,15 @@ impl Context {
     /// Where there is no such device, or the driver gives no context (its memory is full, or
     /// somebody holds the device for himself).
     pub fn of(ordinal: u32) -> Result<Arc<Self>, Unavailable> {
-        static CONTEXTS: Mutex<BTreeMap<u32, Weak<Context>>> = Mutex::new(BTreeMap::new());
-        let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(context) = contexts.get(&ordinal).and_then(Weak::upgrade) {
+        type Known = Arc<Mutex<Weak<Context>>>;
+        static CONTEXTS: Mutex<BTreeMap<u32, Known>> = Mutex::new(BTreeMap::new());
+        let known = {
+            let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(contexts.entry(ordinal).or_default())
+        };
+        // Making one takes long; others are made meanwhile.
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = known.upgrade() {
             return Ok(context);
         }
         let driver = Driver::get()?;
@@ -43,7 +49,7 @@ impl Context {
         let refused = |refusal| Unavailable::Refused { refusal };
         driver.check("cuDevicePrimaryCtxRetain", code).map_err(refused)?;
         let context = Arc::new(Self { driver, device, ordinal, handle });
-        contexts.insert(ordinal, Arc::downgrade(&context));
+        *known = Arc::downgrade(&context);
         Ok(context)
     }
 
@@ -71,7 +77,18 @@ impl Context {
         // SAFETY: the context is retained until `self` is dropped.
         let code = unsafe { (self.driver.calls.cuCtxPushCurrent_v2)(self.handle) };
         self.driver.check("cuCtxPushCurrent", code)?;
-        Ok(Entered { context: self, not_send: PhantomData })
+        // Somebody may be capturing a graph; what is done here belongs to none.
+        let relaxed = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        let capture_mode = self.exchange_capture_mode(relaxed);
+        Ok(Entered { context: self, capture_mode, not_send: PhantomData })
+    }
+
+    /// Sets how strictly graphs that others capture take calls of this thread; returns how it was.
+    fn exchange_capture_mode(&self, mut mode: CUstreamCaptureMode) -> CUstreamCaptureMode {
+        // SAFETY: reads and writes one mode, a variable of this frame; the driver answers with one
+        // of the three that there are, having been given one of them.
+        unsafe { (self.driver.calls.cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
+        mode
     }
 
     /// Free and total bytes of the device's memory.
@@ -86,15 +103,6 @@ impl Context {
         self.driver.check("cuMemGetInfo", code)?;
         Ok((free as u64, total as u64))
     }
-
-    /// Waits until the device has done all that was asked of it in this context. After an error
-    /// nothing runs either: the driver has given the context up.
-    pub(super) fn synchronize(&self) -> Result<(), DriverRefusal> {
-        let _entered = self.enter()?;
-        // SAFETY: takes nothing; a context is current.
-        let code = unsafe { (self.driver.calls.cuCtxSynchronize)() };
-        self.driver.check("cuCtxSynchronize", code)
-    }
 }
 
 impl Drop for Context {
@@ -108,11 +116,14 @@ impl Drop for Context {
 /// The context is current on the thread that this is on.
 pub(super) struct Entered<'context> {
     context: &'context Context,
+    /// The thread's own, to be given back to it.
+    capture_mode: CUstreamCaptureMode,
     not_send: PhantomData<*const ()>,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        self.context.exchange_capture_mode(self.capture_mode);
         let mut popped = std::ptr::null_mut();
         // SAFETY: pops what `enter` has pushed on this very thread, guards ending in the reverse
         // order of their coming; writes one handle to a variable of this frame.

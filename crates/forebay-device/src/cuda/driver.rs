@@ -9,7 +9,7 @@
 use super::error::{DriverRefusal, Unavailable};
 use cudarc::driver::sys::{
     self, CUDA_MEMCPY2D, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent,
-    CUpointer_attribute, CUresult, CUstream,
+    CUpointer_attribute, CUresult, CUstream, CUstreamCaptureMode,
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -70,7 +70,7 @@ driver_calls! {
     cuDevicePrimaryCtxRelease_v2(CUdevice);
     cuCtxPushCurrent_v2(CUcontext);
     cuCtxPopCurrent_v2(*mut CUcontext);
-    cuCtxSynchronize();
+    cuThreadExchangeStreamCaptureMode(*mut CUstreamCaptureMode);
     cuMemGetInfo_v2(*mut usize, *mut usize);
     cuMemAlloc_v2(*mut CUdeviceptr, usize);
     cuMemFree_v2(CUdeviceptr);
@@ -101,13 +101,18 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// The driver of this machine; looked for once in the life of the process.
+    /// The driver of this machine; looked for until it is found.
     ///
     /// # Errors
     /// Why there is none that serves.
     pub fn get() -> Result<&'static Self, Unavailable> {
-        static DRIVER: OnceLock<Result<Driver, Unavailable>> = OnceLock::new();
-        DRIVER.get_or_init(Self::load).as_ref().map_err(Clone::clone)
+        static DRIVER: OnceLock<Driver> = OnceLock::new();
+        if let Some(driver) = DRIVER.get() {
+            return Ok(driver);
+        }
+        // Two threads that come here at once both load it: initialising it twice does nothing.
+        let driver = Self::load()?;
+        Ok(DRIVER.get_or_init(|| driver))
     }
 
     fn load() -> Result<Self, Unavailable> {

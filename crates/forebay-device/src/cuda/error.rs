@@ -65,10 +65,7 @@ impl Unavailable {
                  --device host"
             }
             Self::NoSuchDevice { .. } => "forebay doctor lists the GPUs there are",
-            Self::Refused { .. } => {
-                "look whether nvidia-smi works, and at dmesg (a driver that was updated wants a \
-                 restart), or use --device host"
-            }
+            Self::Refused { refusal } => refusal.remedy(),
             Self::NotBuilt => "build with the feature 'cuda', or use --device host",
         }
     }
@@ -83,6 +80,36 @@ pub struct DriverRefusal {
     pub code: u32,
     /// The name of that, and what the driver says about it.
     pub message: Box<str>,
+}
+
+impl DriverRefusal {
+    /// Whether nothing runs in the context any more: it is lost, and all work in it was stopped.
+    pub(crate) fn ends_context(&self) -> bool {
+        // Deinitialised, invalid context, uncorrectable memory or link; the faults of kernels and
+        // copies; context destroyed; unknown.
+        matches!(self.code, 4 | 201 | 214 | 220 | 700 | 702 | 709 | 714..=721 | 999)
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self.code {
+            2 => "free memory of the device, or offload fewer layers (--gpu-layers N)",
+            34 => {
+                "the library found is the toolkit's stub: take its folder (…/stubs) out of \
+                 LD_LIBRARY_PATH"
+            }
+            46 => "another process has the device for itself (nvidia-smi -q -d COMPUTE)",
+            802 => "the system is not ready: look whether nvidia-fabricmanager runs",
+            803 | 804 => "the driver's library and its kernel module differ: restart the machine",
+            code if self.ends_context() && code != 999 => {
+                "the device gave up all of this process's work on it: look at dmesg (Xid) and \
+                 nvidia-smi, drop what is loaded there (and call release_staging, or restart the \
+                 program), and load again; --device host does without it"
+            }
+            _ => "look at dmesg (Xid) and nvidia-smi for the device's state, or use --device host",
+        }
+    }
 }
 
 impl fmt::Display for DriverRefusal {

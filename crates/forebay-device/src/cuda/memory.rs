@@ -23,12 +23,21 @@ pub(super) fn is_known(pointer: &DevicePointer, context: &Context) -> bool {
     if code != 0 || u32::try_from(ordinal) != Ok(pointer.ordinal()) {
         return false;
     }
-    let (mut base, mut bytes) = (0, 0);
-    let (base_at, bytes_at) = (&raw mut base, &raw mut bytes);
-    // SAFETY: as above, with two variables of this frame.
-    let code = unsafe { (calls.cuMemGetAddressRange_v2)(base_at, bytes_at, pointer.address()) };
-    let end = pointer.address().checked_add(pointer.bytes());
-    code == 0 && end.is_some_and(|end| end <= base + bytes as u64)
+    let Some(end) = pointer.address().checked_add(pointer.bytes()) else { return false };
+    // A range may be mapped from several pieces of physical memory, each of which is known apart.
+    let mut known = pointer.address();
+    while known < end {
+        let (mut base, mut bytes) = (0, 0);
+        let (base_at, bytes_at) = (&raw mut base, &raw mut bytes);
+        // SAFETY: as above, with two variables of this frame.
+        let code = unsafe { (calls.cuMemGetAddressRange_v2)(base_at, bytes_at, known) };
+        let next = base.saturating_add(bytes as u64);
+        if code != 0 || next <= known {
+            return false;
+        }
+        known = next;
+    }
+    true
 }
 
 /// Memory that the driver has allocated on a device.
@@ -92,6 +101,9 @@ impl HostRegistration {
             )
         };
         context.driver().check("cuMemHostRegister", code)?;
+        // A process that is forked off would share the pages until one of the two writes, and
+        // this one must keep those that devices know.
+        region.keep_out_of_forks();
         Ok(Self { context: Arc::clone(context), region: Arc::clone(region) })
     }
 
@@ -112,13 +124,23 @@ impl HostRegistration {
     }
 }
 
+impl HostRegistration {
+    fn unregister(&self) -> Result<(), DriverRefusal> {
+        let _entered = self.context.enter()?;
+        let start = self.region.start().cast();
+        // SAFETY: registered by `new`, unregistered once, while it is still mapped. Whoever
+        // copies from or to it waits for its copies before letting go of the slots in it.
+        let code = unsafe { (self.context.driver().calls.cuMemHostUnregister)(start) };
+        self.context.driver().check("cuMemHostUnregister", code)
+    }
+}
+
 impl Drop for HostRegistration {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.context.enter() {
-            let start = self.region.start().cast();
-            // SAFETY: registered by `new`, unregistered once, while it is still mapped. Whoever
-            // copies from or to it waits for its copies before letting go of the slots in it.
-            unsafe { (self.context.driver().calls.cuMemHostUnregister)(start) };
+        if self.unregister().is_err() {
+            // The driver may still take these addresses for pinned memory with the pages it knows:
+            // nothing else must ever be mapped there.
+            std::mem::forget(Arc::clone(&self.region));
         }
     }
 }

@@ -12,10 +12,17 @@ impl DevicePointer {
     /// A range of `bytes` bytes at `address` of the device with that number.
     ///
     /// # Safety
-    /// - It is memory of that device's primary context, and stays allocated for as long as the
-    ///   load that it is given to, and every tensor of it, lives.
-    /// - Until the load has handed out the tensor that lies there, nobody else reads or writes it;
-    ///   afterwards nobody writes it as long as forebay may read it back.
+    /// - It is memory of that device's primary context, and stays allocated from now on for as
+    ///   long as the loader or load that it is given to, and every tensor of it, lives.
+    /// - Whatever was queued on it before has completed: copies go through streams of their own,
+    ///   which wait for no other. (Allocators that hand memory out in the order of a stream, such
+    ///   as those of frameworks, want that stream synchronised first.)
+    /// - Until the load has handed out the tensor that lies there, nobody else reads or writes it,
+    ///   nor is it lent for anything else; afterwards nobody writes it as long as forebay may read
+    ///   it back.
+    ///
+    /// # Alignment
+    /// None is needed to load; kernels want a multiple of 16, and 256 is best.
     #[must_use]
     pub unsafe fn new(ordinal: u32, address: u64, bytes: u64) -> Self {
         Self { ordinal, address, bytes }

@@ -60,16 +60,16 @@ pub(crate) struct CopyQueue {
 }
 
 impl CopyQueue {
-    /// A queue for at most `slots` slots at a time, which tells `finished` what has completed.
+    /// A queue for at most `most` copies out of slots at a time, which tells `finished` what has completed.
     pub(crate) fn new(
         context: &Arc<Context>,
         index: usize,
-        slots: usize,
+        most: usize,
         finished: &Sender<Completion>,
     ) -> Result<Self, DeviceError> {
         let refused = |refusal| DeviceError::driver(&context.name(), refusal);
         let stream = Stream::new(context).map_err(refused)?;
-        let (awaited, waiting) = bounded(slots);
+        let (awaited, waiting) = bounded(most);
         let finished = finished.clone();
         let waiter = std::thread::Builder::new()
             .name(format!("forebay-copies-{}", context.ordinal()))
@@ -104,10 +104,20 @@ impl CopyQueue {
         };
         event.record(&self.stream)?;
         let awaited = Awaited { slot: slot.index(), event };
-        let sender = self.awaited.as_ref().expect("the waiter is there until the drop");
-        // There is room for every slot; a waiter that panicked shows when it is joined.
-        let _ = sender.send(awaited);
+        let sender = self.awaited.as_ref().expect("the waiter is there until the end");
+        // A waiter ends before its queue only by a panic, and nobody would hear of this copy then.
+        sender.send(awaited).expect("the thread that waits for the device has panicked");
         Ok(copies)
+    }
+
+    /// Waits until the device has done with every slot. Whether that is certain: after a failure
+    /// that leaves the device at work, it is not.
+    pub(crate) fn drain(&mut self) -> bool {
+        drop(self.awaited.take());
+        let is_joined = self.waiter.take().is_none_or(|waiter| waiter.join().is_ok());
+        // Copies behind which no event could be recorded, too.
+        let drained = self.stream.synchronize();
+        is_joined && drained.is_ok() || drained.is_err_and(|refusal| refusal.ends_context())
     }
 
     /// Takes the event back for the next copy.
@@ -121,11 +131,6 @@ impl CopyQueue {
 fn wait_for_all(waiting: &Receiver<Awaited>, queue: usize, finished: &Sender<Completion>) {
     for Awaited { slot, event } in waiting {
         let result = event.synchronize();
-        if result.is_err() {
-            // The driver has given the context up, or soon will: nothing may be copying any more
-            // when the slot is let go.
-            let _ = event.context().synchronize();
-        }
         // If nobody listens any more, the uploader is being dropped and has the slots.
         let _ = finished.send(Completion { slot, queue, event, result });
     }
@@ -133,12 +138,7 @@ fn wait_for_all(waiting: &Receiver<Awaited>, queue: usize, finished: &Sender<Com
 
 impl Drop for CopyQueue {
     fn drop(&mut self) {
-        drop(self.awaited.take());
-        if let Some(waiter) = self.waiter.take() {
-            // It waits for every event that was recorded.
-            let _ = waiter.join();
-        }
-        // Copies behind which no event could be recorded.
-        let _ = self.stream.synchronize();
+        // Who owns slots has drained it before, and has heard what came of it.
+        self.drain();
     }
 }

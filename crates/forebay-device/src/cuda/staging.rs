@@ -1,18 +1,16 @@
 //! Staging memory that a device copies from and to by itself, kept from load to load.
 //!
 //! Pinning costs more than moving what is pinned, so a slab is pinned once and used again by later
-//! loads of the process. What is kept is bounded: [`KEPT_MAX`] slabs, the last ones used.
+//! loads of the process. One is kept, the last that was used, and it goes when another is made: what
+//! is pinned is never more than what the loads that run were given, or the last one was.
 
 use super::error::DriverRefusal;
 use super::{Context, HostRegistration};
-use forebay_mem::numa::{NumaPolicy, Placed};
+use forebay_mem::numa::{NumaError, NumaPolicy, Placed};
 use forebay_mem::{Free, MemoryError, Slab, Slot};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many slabs are kept for later loads.
-const KEPT_MAX: usize = 2;
-
-static KEPT: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
+static KEPT: Mutex<Option<Staging>> = Mutex::new(None);
 
 /// Slots that lie together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +51,12 @@ impl StagingShape {
 pub struct Staging {
     shape: StagingShape,
     slab: Arc<Slab>,
-    /// Of each group, where that could be chosen.
-    placed: Vec<Placed>,
-    pinned: Result<HostRegistration, DriverRefusal>,
-    is_reused: bool,
+    /// Of each group: where it lies, or why that could not be chosen.
+    placed: Vec<Result<Placed, NumaError>>,
+    /// `None` once it is being dropped.
+    pinned: Option<Result<HostRegistration, DriverRefusal>>,
+    /// How many have taken it.
+    taken: usize,
 }
 
 impl Staging {
@@ -71,25 +71,49 @@ impl Staging {
     ) -> Result<(Self, Vec<Slot<Free>>), MemoryError> {
         let kept = {
             let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.iter().position(|staging| staging.shape == *shape).map(|index| kept.remove(index))
+            kept.take()
         };
-        if let Some(mut staging) = kept
+        if let Some(mut staging) = kept.filter(|staging| staging.shape == *shape)
             && let Some(tokens) = Slab::reuse(&mut staging.slab)
         {
-            staging.is_reused = true;
+            staging.taken += 1;
             return Ok((staging, tokens));
         }
+        let (mut staging, tokens) = Self::new(context, shape)?;
+        staging.taken = 1;
+        Ok((staging, tokens))
+    }
+
+    /// Makes memory of that shape ready for whoever takes it next.
+    ///
+    /// # Errors
+    /// As [`Slab::new`].
+    pub fn prepare(context: &Arc<Context>, shape: &StagingShape) -> Result<(), MemoryError> {
+        let is_there = {
+            let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.as_ref().is_some_and(|staging| staging.shape == *shape)
+        };
+        if !is_there {
+            let (staging, tokens) = Self::new(context, shape)?;
+            drop(tokens);
+            staging.keep();
+        }
+        Ok(())
+    }
+
+    fn new(
+        context: &Arc<Context>,
+        shape: &StagingShape,
+    ) -> Result<(Self, Vec<Slot<Free>>), MemoryError> {
         let (slab, tokens) = Slab::new(shape.slot_bytes, shape.slots())?;
         let (mut placed, mut start) = (Vec::new(), 0);
         for group in &shape.groups {
             let end = start + group.slots * shape.slot_bytes;
-            // Where it is refused, the memory lies where the system puts it.
-            placed.extend(slab.region().place_range_on(start..end, group.numa).ok());
+            placed.push(slab.region().place_range_on(start..end, group.numa));
             start = end;
         }
-        let pinned = HostRegistration::new(context, slab.region());
-        let shape = shape.clone();
-        Ok((Self { shape, slab, placed, pinned, is_reused: false }, tokens))
+        let pinned = Some(HostRegistration::new(context, slab.region()));
+        Ok((Self { shape: shape.clone(), slab, placed, pinned, taken: 0 }, tokens))
     }
 
     /// The slab.
@@ -101,38 +125,47 @@ impl Staging {
     /// Why the driver could not pin it, if it could not.
     #[must_use]
     pub fn refusal(&self) -> Option<&DriverRefusal> {
-        self.pinned.as_ref().err()
+        self.pinned.as_ref()?.as_ref().err()
     }
 
-    /// Where the memory lies, group by group, if that could be chosen.
-    #[must_use]
-    pub fn placed(&self) -> &[Placed] {
+    /// Where the memory lies, group by group, or why that could not be chosen: then it lies where
+    /// the system puts it.
+    pub fn placed(&self) -> &[Result<Placed, NumaError>] {
         &self.placed
     }
 
-    /// Whether an earlier load has paid for the pinning.
+    /// Whether somebody has used it before, and paid for the pinning.
     #[must_use]
     pub fn is_reused(&self) -> bool {
-        self.is_reused
+        self.taken > 1
     }
 
-    /// Keeps it for a later load, if it is pinned and all tokens of its slots are gone.
+    /// Keeps it for whoever wants the same next, if it is pinned and all tokens of its slots are
+    /// gone. Not to be called after a failure of the device: pinned memory holds the device's
+    /// context, and only a context that nobody holds is made anew.
     pub fn keep(self) {
-        if self.pinned.is_err() || Arc::strong_count(&self.slab) > 1 {
+        if !matches!(self.pinned, Some(Ok(_))) || Arc::strong_count(&self.slab) > 1 {
             return;
         }
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push(self);
-        if kept.len() > KEPT_MAX {
-            let oldest = kept.remove(0);
-            drop(kept);
-            drop(oldest);
+        let before = KEPT.lock().unwrap_or_else(PoisonError::into_inner).replace(self);
+        // Outside of the lock: it unpins.
+        drop(before);
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.slab) > 1 {
+            // A slot was given up because a device may still be copying from it: what it copies
+            // from stays pinned.
+            std::mem::forget(self.pinned.take());
         }
     }
 }
 
-/// Unpins and gives back the staging memory that is kept for later loads.
+/// Unpins and gives back the staging memory that is kept for later loads. With it goes the device's
+/// context, if no tensor holds that.
 pub fn release_staging() {
-    let kept = std::mem::take(&mut *KEPT.lock().unwrap_or_else(PoisonError::into_inner));
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(kept);
 }

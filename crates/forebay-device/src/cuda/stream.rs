@@ -80,10 +80,6 @@ impl Event {
         Ok(Self { context: Arc::clone(context), handle })
     }
 
-    pub(super) fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
     /// Marks what has been queued so far.
     pub(super) fn record(&self, stream: &Stream) -> Result<(), DriverRefusal> {
         let _entered = self.context.enter()?;

@@ -41,15 +41,21 @@ impl FreeSlots {
         &self.channel
     }
 
-    /// A free slot for `read`.
+    /// Any free slot. For engines of several threads: they wait at the channel, so none may keep
+    /// back there what another waits for.
+    pub(super) fn take_any(&mut self) -> Result<Slot<Free>, TryRecvError> {
+        self.waiting.pop().map_or_else(|| self.channel.try_recv(), Ok)
+    }
+
+    /// A free slot for `read`. For engines of one thread.
     pub(super) fn take(&mut self, read: Option<usize>) -> Result<Slot<Free>, TryRecvError> {
         let wanted = read.and_then(|read| self.group_of_read.get(read)).copied();
-        let Some(wanted) = wanted else { return self.channel.try_recv() };
+        let Some(wanted) = wanted else { return self.take_any() };
         self.waiting.extend(self.channel.try_iter());
         let is_near = |slot: &Slot<Free>| self.group_of_slot.get(slot.index()) == Some(&wanted);
         match self.waiting.iter().position(is_near) {
             Some(index) => Ok(self.waiting.swap_remove(index)),
-            None => self.waiting.pop().map_or_else(|| self.channel.try_recv(), Ok),
+            None => self.take_any(),
         }
     }
 
@@ -75,8 +81,10 @@ mod tests {
         let groups: Vec<usize> = taken.iter().map(|slot| slot.index() / 2).collect();
         assert_eq!(groups, [1, 1, 0, 0], "the third finds none of its own");
         assert_eq!(free.take(Some(4)).unwrap_err(), TryRecvError::Empty);
-        sender.send(taken.into_iter().next().unwrap()).unwrap();
-        assert_eq!(free.take(None).unwrap().index() / 2, 1);
+        taken.into_iter().for_each(|slot| sender.send(slot).unwrap());
+        assert_eq!(free.take(Some(4)).unwrap().index() / 2, 0);
+        let rest: Vec<_> = std::iter::from_fn(|| free.take_any().ok()).collect();
+        assert_eq!(rest.len(), 3, "what was kept back is not lost");
         drop(sender);
         assert_eq!(free.take(Some(4)).unwrap_err(), TryRecvError::Disconnected);
     }

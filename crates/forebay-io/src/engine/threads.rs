@@ -123,7 +123,7 @@ fn begin(shared: &Shared, job: &mut ReadJob) -> Begin {
     if job.schedule.is_all_started() || job.schedule.failure().is_some() {
         return Begin::Over;
     }
-    let slot = match job.free.take(job.schedule.next_read()) {
+    let slot = match job.free.take_any() {
         Ok(slot) => slot.fill(),
         Err(TryRecvError::Empty) => return Begin::NoSlot,
         Err(TryRecvError::Disconnected) => {

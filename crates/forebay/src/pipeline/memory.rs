@@ -26,8 +26,8 @@ pub(super) type Mappings = Vec<Option<Arc<FileMapping>>>;
 #[derive(Clone, Debug)]
 pub(super) enum Arena {
     Host(Arc<HostArena>),
-    /// With what the GPU has to know of it, and where it sees the first byte.
-    Shared(Arc<HostArena>, Arc<HostRegistration>, u64),
+    /// With the driver's hold on it, if the GPU needs that, and where it sees the first byte.
+    Shared(Arc<HostArena>, Option<Arc<HostRegistration>>, u64),
     Cuda(Arc<CudaArena>),
 }
 
@@ -106,10 +106,19 @@ fn reserve_host(
     reserved.arenas.push(match context {
         None => Arena::Host(arena),
         Some(context) => {
-            let driver = |refusal| DeviceError::driver(&context.name(), refusal);
-            let registered = HostRegistration::new(context, arena.region()).map_err(driver)?;
-            let address = registered.device_address().map_err(driver)?;
-            Arena::Shared(arena, Arc::new(registered), address)
+            // Pages that are registered are there, and lie where they lie.
+            let _ = arena.region().place_on(plan.options.numa);
+            let info = plan.devices.get(&context.ordinal());
+            let registered = HostRegistration::new(context, arena.region())
+                .and_then(|registered| Ok((registered.device_address()?, Some(registered))));
+            let (address, registered) = match registered {
+                // It reads all memory, by the addresses that the processors use.
+                Err(_) if info.is_some_and(|info| info.reads_pageable_memory) => {
+                    (arena.region().start().addr() as u64, None)
+                }
+                answer => answer.map_err(|it| DeviceError::driver(&context.name(), it))?,
+            };
+            Arena::Shared(arena, registered.map(Arc::new), address)
         }
     });
     Ok(writer)
@@ -295,7 +304,7 @@ impl Tensors {
         let in_arena = |arena: usize, tensor: usize| match &arenas[arena] {
             Arena::Host(arena) => HeldPart::Host { arena: Arc::clone(arena), tensor, device: None },
             Arena::Shared(arena, registered, address) => {
-                let device = Some((Arc::clone(registered), *address));
+                let device = Some((registered.clone(), *address));
                 HeldPart::Host { arena: Arc::clone(arena), tensor, device }
             }
             Arena::Cuda(arena) => HeldPart::Cuda { arena: Arc::clone(arena), tensor },

@@ -70,6 +70,7 @@ pub struct Load {
     started: Instant,
     /// What opening, planning and making devices ready took.
     before: Duration,
+    device_time: Duration,
     cancel: Cancel,
     /// The callback, and when it was called last.
     progress: Option<(ProgressCallback, Option<Instant>)>,
@@ -99,6 +100,8 @@ pub(crate) struct Outcome {
     pub(crate) numa: Vec<String>,
     /// What came before the start.
     pub(crate) before: Duration,
+    /// What making devices ready added: contexts, memory, pinning.
+    pub(crate) device_time: Duration,
     /// From the start to the first and the last tensor that was there.
     pub(crate) first_time: Duration,
     pub(crate) run_time: Duration,
@@ -119,8 +122,11 @@ impl Pinning {
 }
 
 fn told_placed(staging: &cuda::Staging) -> impl Iterator<Item = String> {
-    let placed = staging.placed().iter().filter(|placed| **placed != Placed::Off);
-    placed.map(|placed| format!("staging: {placed}"))
+    let placed = staging.placed().iter().filter(|placed| **placed != Ok(Placed::Off));
+    placed.map(|placed| match placed {
+        Ok(placed) => format!("staging: {placed}"),
+        Err(error) => format!("staging could not be placed: {error}"),
+    })
 }
 
 impl Load {
@@ -129,6 +135,7 @@ impl Load {
         let Hooks { cancel, progress, fault, begun } = hooks;
         let planned = plan.model.open_time() + plan.plan_time;
         let before = begun.map_or(planned, |begun| started - begun);
+        let waited = before.saturating_sub(planned);
         // The caller's flag may serve other loads too: ending this one must not set it.
         let cancel = cancel.child();
         let contexts = contexts(plan)?;
@@ -145,10 +152,13 @@ impl Load {
         let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock, resident));
         let Staging { slab, free_sender, free, pinned } = Staging::new(plan, &contexts)?;
         let uploader = Uploader::new(writers, slab.slots())?;
+        let device_time =
+            if contexts.is_empty() { Duration::ZERO } else { waited + started.elapsed() };
         let host_arenas: Vec<_> = arenas.iter().filter_map(Arena::host).cloned().collect();
         let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
         let (landed_sender, landed) = bounded(plan.homes.len() + 1);
-        let mut numa = numa::place(plan.options.numa, &host_arenas, slab.region());
+        let own_slab = pinned.is_none().then(|| &**slab.region());
+        let mut numa = numa::place(plan.options.numa, &host_arenas, own_slab);
         numa.extend(pinned.iter().flat_map(told_placed));
         let placed_bytes = Arc::new(AtomicU64::new(0));
         let (reads, reads_end) = bounded(0);
@@ -190,6 +200,7 @@ impl Load {
             plan: plan.clone(),
             started,
             before,
+            device_time,
             cancel,
             progress: progress.map(|callback| (callback, None)),
             placed_bytes,
@@ -291,6 +302,11 @@ impl Load {
     fn settle(&mut self) -> Result<(), Error> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
         let Joined { read, upload, prefetch } = threads.join(&self.cancel)?;
+        if upload.failure.is_some() {
+            // Pinned memory would keep a context that is lost.
+            self.pinned = None;
+            cuda::release_staging();
+        }
         settle::check(&self.plan, &read, &upload, &prefetch)?;
         let after = |moment: Option<Instant>| {
             moment.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(self.started))
@@ -308,6 +324,7 @@ impl Load {
             pinning,
             numa,
             before,
+            device_time: self.device_time,
             first_time,
             run_time,
         });

@@ -1,6 +1,6 @@
 //! The uploader's thread: full slots in, free slots and landed tensors out.
 
-use crate::plan::{Home, Plan};
+use crate::plan::{ArenaPlan, Home, Plan};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use forebay_device::{DeviceError, Drained, Segment, Uploader};
 use forebay_io::Filled;
@@ -26,15 +26,17 @@ struct Pending {
     tensor: usize,
     /// Bytes of segments; of columns, segments bring whole rows.
     bytes: u64,
-    /// Whether these bytes count as progress: those of one part only, where several are made
-    /// from the same.
+    /// Whether these bytes count as the model's.
     counts: bool,
 }
 
 impl UploadPlan {
     pub(super) fn new(plan: &Plan) -> Self {
-        let pending = |&tensor: &usize| Pending { tensor, bytes: 0, counts: true };
-        let pending = plan.arenas.iter().map(|arena| arena.tensors.iter().map(pending).collect());
+        let of_arena = |arena: &ArenaPlan| -> Vec<Pending> {
+            let pending = |(&tensor, &counts)| Pending { tensor, bytes: 0, counts };
+            arena.tensors.iter().zip(&arena.counts).map(pending).collect()
+        };
+        let pending = plan.arenas.iter().map(of_arena);
         let mut pending: Vec<Vec<Pending>> = pending.collect();
         for segment in plan.segments.iter().flatten() {
             pending[segment.arena][segment.tensor].bytes += u64::from(segment.bytes);
@@ -44,13 +46,6 @@ impl UploadPlan {
             Home::Split(home) => home.parts.len(),
             Home::Mapped => 0,
         };
-        for home in &plan.homes {
-            if let Home::Split(home) = home {
-                for &(arena, tensor) in home.parts.iter().skip(1) {
-                    pending[arena][tensor].counts = plan.arenas[arena].columns[tensor].is_none();
-                }
-            }
-        }
         let parts = plan.homes.iter().map(parts).collect();
         Self { segments: Arc::clone(&plan.segments), pending, parts }
     }

@@ -11,7 +11,7 @@ use crate::loader::{EngineChoice, Options};
 use crate::mode::LoadMode;
 use crate::model::Model;
 use crate::policy::{self, Placement, Policy};
-use crate::split::Split;
+use crate::split::{Axis, Split};
 use forebay_device::DeviceError;
 use forebay_device::cuda::{self, DeviceInfo};
 use forebay_io::{Access, FailureKind, ModelFile, Performer, ReadFailure, uring_support};
@@ -30,6 +30,7 @@ pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan
             gpu_layers: options.gpu_layers,
             rules: &options.place,
             devices: &devices.chosen,
+            room_bytes: &devices.chosen.iter().map(room_bytes).collect::<Vec<_>>(),
             split: options.split,
         },
     );
@@ -40,13 +41,14 @@ pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan
     let shared = infos.values().filter(|info| info.is_integrated);
     why.extend(shared.map(|info| {
         let (ordinal, name) = (info.ordinal, &info.name);
-        format!("cuda:{ordinal} ({name}) computes in the machine's memory: nothing is copied to it")
+        format!("cuda:{ordinal} ({name}) computes in the machine's memory: reads land in place")
     }));
     why.extend(model.catalog().notices().iter().cloned());
     let mut builder = Builder::new(model, options, placed, infos, lent)?;
     builder.plan_backends();
     builder.place_tensors()?;
     builder.plan_reads();
+    builder.check_layout();
     builder.plan_residence(&mut why);
     builder.choose_performer(&mut why)?;
     Ok(builder.finish(why, started))
@@ -115,6 +117,14 @@ fn resolve(
     placed
 }
 
+/// What a device can hold, if the driver tells; else all are alike.
+fn room_bytes(device: &Backend) -> u64 {
+    match device {
+        Backend::Cuda(ordinal) => cuda::device(*ordinal).map_or(1, |info| info.memory_bytes),
+        _ => 1,
+    }
+}
+
 fn named(devices: &[Backend]) -> String {
     devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -169,6 +179,7 @@ impl<'input> Builder<'input> {
         let files: Vec<FilePlan> = model.files().iter().map(facts::file_plan).collect();
         let rounding: Vec<Alignment> = model.files().iter().map(facts::rounding).collect();
         let coarsest = rounding.iter().copied().max().unwrap_or(Alignment::FALLBACK);
+        let to_device = devices.values().any(|device| !device.is_integrated) || !lent.is_empty();
         let plan = Plan {
             model: model.clone(),
             options: options.clone(),
@@ -183,7 +194,7 @@ impl<'input> Builder<'input> {
             segments: Arc::new([]),
             places: Arc::new([]),
             residence: residence::Residence::default(),
-            staging: Staging::new(options, coarsest)?,
+            staging: Staging::new(options, coarsest, to_device)?,
             performer: Performer::Uring,
             why: Vec::new(),
             plan_time: std::time::Duration::ZERO,
@@ -315,10 +326,16 @@ impl<'input> Builder<'input> {
         let access = self.access(mapped, backends[0], tensor.file)?;
         let mut parts = Vec::with_capacity(backends.len());
         for (part, &backend) in backends.iter().enumerate() {
-            let kind = self.kind(backend, index);
+            let kind = match (self.kind(backend, index), split.axis()) {
+                // Columns are taken out of slots by copies of the device.
+                (ArenaKind::Shared(ordinal), Axis::Columns) => ArenaKind::Device(ordinal),
+                (kind, _) => kind,
+            };
             let room = Some(split.part_bytes(part));
             let (arena, slot) = self.arena_slot(backend, kind, index, room)?;
-            self.plan.arenas[arena].columns[slot] = split.columns(part);
+            let columns = split.columns(part);
+            self.plan.arenas[arena].counts[slot] = part == 0 || columns.is_none();
+            self.plan.arenas[arena].columns[slot] = columns;
             let held = split.wanted(part);
             let range = tensor.offset + held.start..tensor.offset + held.end;
             let wanted = Wanted { range, tensor_offset: 0, arena, tensor: slot };
@@ -418,11 +435,34 @@ impl<'input> Builder<'input> {
         planned.tensors.push(tensor);
         planned.arrangements.push(None);
         planned.columns.push(None);
+        planned.counts.push(true);
         match room {
             Some(bytes) => planned.layout.append(bytes)?,
             None => planned.layout.tensors.push(0..0),
         }
         Ok((arena, planned.tensors.len() - 1))
+    }
+
+    /// That every tensor has room for all of its bytes.
+    fn check_layout(&self) {
+        let tensors = self.plan.model.catalog().tensors();
+        let room = |arena: usize, tensor: usize| {
+            let range = &self.plan.arenas[arena].layout.tensors[tensor];
+            range.end - range.start
+        };
+        for (home, tensor) in self.plan.homes.iter().zip(tensors) {
+            match home {
+                Home::Arena { arena, tensor: slot } => {
+                    assert_eq!(room(*arena, *slot), tensor.bytes, "{}", tensor.name);
+                }
+                Home::Split(home) => {
+                    for (part, &(arena, slot)) in home.parts.iter().enumerate() {
+                        assert_eq!(room(arena, slot), home.split.part_bytes(part));
+                    }
+                }
+                Home::Mapped => {}
+            }
+        }
     }
 
     fn choose_performer(&mut self, why: &mut Vec<String>) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use crate::mode::LoadMode;
 use crate::plan::BackendPlan;
 use forebay_device::Segment;
 use forebay_io::{Access, ModelFile, ReadSpec};
+use std::collections::BTreeMap;
 
 /// A read with all that belongs to it.
 struct PlannedRead {
@@ -27,7 +28,9 @@ impl Builder<'_> {
             planned.reads = reads.len();
             planned.read_bytes = reads.iter().map(|read| u64::from(read.spec.need_bytes)).sum();
             let segments = reads.iter().flat_map(|read| &read.segments);
-            planned.wanted_bytes = segments.map(|segment| u64::from(segment.bytes)).sum();
+            let wanted_bytes = segments.map(|segment| self.plan.counted_bytes(segment)).sum();
+            let planned = &mut self.plan.files[index];
+            planned.wanted_bytes = wanted_bytes;
             planned.access = match most_common_access(&reads) {
                 Access::Direct if planned.direct_refused.is_some() => Access::DontCache,
                 access => access,
@@ -54,7 +57,12 @@ impl Builder<'_> {
                     |request: &&Request| request.access == access && request.in_place == in_place;
                 self.requests[index].iter().filter(of).map(|it| it.wanted.clone()).collect()
             };
-            let (placed, mut slotted) = (of(true), of(false));
+            let mut slotted = of(false);
+            // Each arena's runs by themselves; a block that two of them touch is bounced.
+            let mut by_arena: BTreeMap<usize, Vec<Wanted>> = BTreeMap::new();
+            for wanted in of(true) {
+                by_arena.entry(wanted.arena).or_default().push(wanted);
+            }
             let shape = Shape {
                 file: index,
                 file_bytes: file.bytes(),
@@ -62,12 +70,15 @@ impl Builder<'_> {
                 chunk_bytes: self.plan.staging.chunk_bytes,
                 gap_bytes_max: GAP_BYTES_MAX,
             };
-            if let Some(arena) = placed.first().map(|first| first.arena) {
+            while let Some((arena, placed)) = by_arena.pop_first() {
                 let layout = &mut self.plan.arenas[arena].layout;
                 let runs = Runs::lay_out(&placed, shape.rounding, layout);
+                // The blocks of arenas that come later are theirs, but for those shared with this.
                 let (own, bounced) = Runs::part(&placed, &slotted, shape.rounding);
-                slotted.extend(bounced);
-                slotted.sort_by_key(|wanted| wanted.range.start);
+                let others: Vec<Wanted> = by_arena.values().flatten().cloned().collect();
+                let (own, shared) = Runs::part(&own, &in_order(others), shape.rounding);
+                slotted.extend(bounced.into_iter().chain(shared));
+                slotted = in_order(slotted);
                 let cut = cut(Shape { gap_bytes_max: 0, ..shape }, access, &own);
                 reads.extend(planned(cut, |spec| {
                     let start = runs.arena_offset(spec.offset);
@@ -88,6 +99,11 @@ impl Builder<'_> {
         }
         reads
     }
+}
+
+fn in_order(mut wanted: Vec<Wanted>) -> Vec<Wanted> {
+    wanted.sort_by_key(|wanted| wanted.range.start);
+    wanted
 }
 
 fn planned(cut: Cut, place: impl Fn(&ReadSpec) -> Option<PlannedPlace>) -> Vec<PlannedRead> {

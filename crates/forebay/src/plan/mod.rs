@@ -135,6 +135,9 @@ pub(crate) struct ArenaPlan {
     pub(crate) arrangements: Vec<Option<Interleaved>>,
     /// For each tensor: which columns it has of the file's, if not all.
     pub(crate) columns: Vec<Option<Columns>>,
+    /// For each tensor: whether its bytes count as the model's. Of parts that are made from the
+    /// same bytes, those of the first do.
+    pub(crate) counts: Vec<bool>,
 }
 
 impl ArenaPlan {
@@ -146,6 +149,7 @@ impl ArenaPlan {
             layout: ArenaLayout::default(),
             arrangements: Vec::new(),
             columns: Vec::new(),
+            counts: Vec::new(),
         }
     }
 }
@@ -210,6 +214,12 @@ impl Plan {
     pub(crate) fn host_bytes(&self) -> u64 {
         let host = self.arenas.iter().filter(|arena| arena.kind.is_host_memory());
         host.map(|arena| arena.layout.bytes).sum()
+    }
+
+    /// The bytes of the model that a piece of a read is, each byte counted once.
+    pub(crate) fn counted_bytes(&self, segment: &Segment) -> u64 {
+        let counts = self.arenas[segment.arena].counts[segment.tensor];
+        if counts { u64::from(segment.bytes) } else { 0 }
     }
 
     /// The CUDA devices that are copied to, in order.

@@ -9,12 +9,17 @@ use forebay_mem::numa::NumaPolicy;
 /// One read's size where nothing is asked: large enough that a disk reaches its rate with few in
 /// flight, small enough that a slot stays in the processor's cache between its read and its copy.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// The same for devices: they copy out of memory, not out of a cache, and a copy of 1 MiB takes a fast
+/// link 20 µs, of which the gap between two would be a tenth.
+const DEVICE_CHUNK_BYTES: u64 = 4 << 20;
 /// The least size worth an operation.
 const CHUNK_BYTES_MIN: u64 = 64 << 10;
 /// The kernel registers at most this as one buffer, and lengths are 32 bits.
 const CHUNK_BYTES_MAX: u64 = 1 << 30;
 /// Reads in flight where nothing is asked.
 const QUEUE_DEPTH: usize = 16;
+/// The same for devices: as many bytes as are in flight elsewhere, twice.
+const DEVICE_QUEUE_DEPTH: usize = 8;
 /// Slots beyond those in flight, so that the reader need not wait for the uploader's last copy.
 const SPARE_SLOTS: usize = 8;
 
@@ -32,12 +37,20 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// From what is asked, with reads aligned to `alignment`.
-    pub(crate) fn new(options: &Options, alignment: Alignment) -> Result<Self, Error> {
+    /// From what is asked, with reads aligned to `alignment`, for copies to devices or not.
+    pub(crate) fn new(
+        options: &Options,
+        alignment: Alignment,
+        to_device: bool,
+    ) -> Result<Self, Error> {
+        let (chunk, depth, pieces_min) = match to_device {
+            true => (DEVICE_CHUNK_BYTES, DEVICE_QUEUE_DEPTH, 16),
+            false => (CHUNK_BYTES, QUEUE_DEPTH, 8),
+        };
         let asked = options.chunk_bytes.unwrap_or(match options.staging_bytes {
-            // A small staging is better cut fine than deep: at least eight reads in it.
-            Some(staging) => CHUNK_BYTES.min((staging / 8).max(CHUNK_BYTES_MIN)),
-            None => CHUNK_BYTES,
+            // A small staging is better cut fine than deep.
+            Some(staging) => chunk.min((staging / pieces_min).max(CHUNK_BYTES_MIN)),
+            None => chunk,
         });
         let chunk_bytes = alignment.down(asked.min(CHUNK_BYTES_MAX)).max(alignment.bytes());
         if options.queue_depth == Some(0) {
@@ -47,7 +60,7 @@ impl Staging {
                 "give 1 or more",
             ));
         }
-        let depth = options.queue_depth.unwrap_or(QUEUE_DEPTH);
+        let depth = options.queue_depth.unwrap_or(depth);
         let slots = match options.staging_bytes {
             Some(staging) => usize::try_from(staging / chunk_bytes).unwrap_or(usize::MAX),
             None => depth.saturating_add(SPARE_SLOTS),
@@ -115,7 +128,7 @@ mod tests {
 
     fn staging(staging_bytes: Option<u64>, chunk_bytes: Option<u64>) -> Result<Staging, Error> {
         let options = Options { staging_bytes, chunk_bytes, ..Options::default() };
-        Staging::new(&options, Alignment::FALLBACK)
+        Staging::new(&options, Alignment::FALLBACK, false)
     }
 
     #[test]
