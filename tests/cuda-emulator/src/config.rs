@@ -15,13 +15,17 @@
 //! | `poison=64MiB` | fills allocations up to here, and the ends of each MiB beyond | 64MiB |
 //! | `log=1` | tells every call on standard error | 0 |
 //! | `fail=cuMemAlloc_v2:2:2` | the 2nd call of this entry point answers 2; 0th: every one | |
+//! | `workers=4` | threads that run one kernel; 0: as many as there are processors | 0 |
+//! | `races=1` | looks for races in kernels' shared memory | 0 |
+//! | `instructions=1000000` | of one warp, before a kernel is taken for endless | 2^28 |
+//! | `fail=kernel:3:700` | the 3rd launch fails with 700 when it is performed | |
 //! | `fail=copy:5:719` | the 5th asynchronous copy fails with 719 when it is performed | |
 //! | `stall=3:50` | the 3rd asynchronous copy takes 50 ms longer | |
 //!
 //! Of a device: `memory=1GiB` (1 GiB), `upload=2e9`, `download=4e9` (0), `latency_us=10` (10),
 //! `capability=8.0` (8.0), `integrated=1`, `pageable=1`, `host_page_tables=1` (0), `numa=1` (-1),
 //! `domain=0` (0), `bus=7` (the ordinal + 1), `pools=0` (1), and `fail`, `stall` as above, counting
-//! the calls and copies of this device alone.
+//! the calls, copies and launches of this device alone.
 
 use crate::error::Code;
 use crate::fault::{Effect, Fault, Point};
@@ -38,6 +42,10 @@ pub(crate) struct Config {
     pub(crate) register_bytes_per_s: f64,
     pub(crate) poison_bytes: u64,
     pub(crate) log: bool,
+    /// Threads that run a kernel; 0 is as many as there are processors.
+    pub(crate) workers: usize,
+    pub(crate) races: bool,
+    pub(crate) warp_instructions_max: u64,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -69,6 +77,9 @@ impl Default for Config {
             register_bytes_per_s: 0.0,
             poison_bytes: 64 << 20,
             log: false,
+            workers: 0,
+            races: false,
+            warp_instructions_max: 1 << 28,
             faults: Vec::new(),
         }
     }
@@ -160,6 +171,9 @@ impl Config {
             "register" => self.register_bytes_per_s = rate(value)?,
             "poison" => self.poison_bytes = bytes(value)?,
             "log" => self.log = flag(value)?,
+            "workers" => self.workers = number(value)?,
+            "races" => self.races = flag(value)?,
+            "instructions" => self.warp_instructions_max = number(value)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -199,9 +213,9 @@ fn fault(
 ) -> Result<Option<Fault>, String> {
     let parts: Vec<&str> = value.split(':').collect();
     match (key, parts.as_slice()) {
-        ("fail", ["copy", nth, code]) => Ok(Some(Fault {
+        ("fail", [what @ ("copy" | "kernel"), nth, code]) => Ok(Some(Fault {
             device,
-            point: Point::Copy,
+            point: if *what == "copy" { Point::Copy } else { Point::Kernel },
             nth: number(nth)?,
             effect: Effect::Fail(failure(code)?),
         })),
@@ -223,7 +237,7 @@ fn fault(
             nth: number(nth)?,
             effect: Effect::Stall(Duration::from_millis(number(ms)?)),
         })),
-        ("fail", _) => Err("not of the form fail=CALL:NTH:CODE or fail=copy:NTH:CODE".into()),
+        ("fail", _) => Err("not of the form fail=WHAT:NTH:CODE (a call, `copy`, `kernel`)".into()),
         ("stall", _) => Err("not of the form stall=NTH:MILLISECONDS".into()),
         _ => Ok(None),
     }
@@ -306,6 +320,8 @@ mod tests {
             "device.0.strict=0",
             "fail=cuMemAllc:1:2",
             "fail=copy:1",
+            "fail=kernel:1:0",
+            "workers=many",
             "fail=copy:1:0",
             "fail=copy:1:12345",
             "events=never",

@@ -264,8 +264,8 @@ impl Transfer {
             // SAFETY: as above, the other way round.
             unsafe { device.copy_from(host, row.bytes) };
             let Some(kept) = &self.kept else { continue };
-            // SAFETY: as above; device memory is written by copies alone, and two copies to one
-            // place at one time are the caller's own fault.
+            // SAFETY: as above; device memory is written by copies and kernels alone, and two of
+            // them at one place at one time are the caller's own fault.
             let arrived = unsafe { std::slice::from_raw_parts(device, row.bytes) };
             let expected = &kept[row.at..row.at + row.bytes];
             if difference.is_none() && arrived != expected {

@@ -33,6 +33,8 @@ pub(crate) struct Device {
     in_flight: AtomicU64,
     pub(crate) in_flight_max: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) launches: AtomicU64,
+    pub(crate) lane_instructions: AtomicU64,
     default_stream: OnceLock<Arc<Stream>>,
 }
 
@@ -67,6 +69,8 @@ impl Device {
             in_flight: AtomicU64::new(0),
             in_flight_max: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            launches: AtomicU64::new(0),
+            lane_instructions: AtomicU64::new(0),
             default_stream: OnceLock::new(),
         }
     }

@@ -40,8 +40,8 @@ pub(crate) struct Driver {
     pub(crate) flights: Flights,
     pub(crate) streams: Handles<Stream>,
     pub(crate) events: Handles<Event>,
-    pub(crate) modules: Handles<dyn Module>,
-    pub(crate) functions: Handles<dyn Function>,
+    pub(crate) modules: Handles<Module>,
+    pub(crate) functions: Handles<Function>,
     calls: Mutex<BTreeMap<&'static str, u64>>,
     violations: Mutex<(BTreeMap<&'static str, u64>, Vec<String>)>,
 }
@@ -156,6 +156,8 @@ impl Driver {
             stream.close();
         }
         self.events.remove_where(|event| is_of_device(event.device.ordinal));
+        self.functions.remove_where(|function| is_of_device(function.module.device.ordinal));
+        self.modules.remove_where(|module| is_of_device(module.device.ordinal));
         let lost = self.memory.free_all_of(device);
         if !lost.is_empty() {
             let bytes: usize = lost.iter().map(|allocation| allocation.bytes).sum();
@@ -184,11 +186,11 @@ impl Driver {
         }
     }
 
-    /// Waits until no copy uses the range; that one did is a violation.
+    /// Waits until no copy or kernel uses the range; that one did is a violation.
     pub(crate) fn land(&self, range: &Range<u64>, kind: &'static str, call: &str) {
         if self.flights.uses(range) {
             let start = range.start;
-            self.violation(kind, format!("{call}({start:#x}) while a copy in flight uses it"));
+            self.violation(kind, format!("{call}({start:#x}) while work in flight uses it"));
             self.flights.wait(range);
         }
     }
@@ -218,6 +220,8 @@ impl Driver {
             on_device: device.traffic(Direction::OnDevice),
             copies_in_flight_max: device.in_flight_max.load(Ordering::Relaxed),
             copies_dropped: device.dropped.load(Ordering::Relaxed),
+            launches: device.launches.load(Ordering::Relaxed),
+            lane_instructions: device.lane_instructions.load(Ordering::Relaxed),
             memory: self.memory.held_by(device),
             memory_bytes_max: device.used_bytes().1,
             streams: streams.iter().filter(|s| is_of_device(s.device.ordinal)).count() as u64,

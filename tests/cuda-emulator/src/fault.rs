@@ -1,4 +1,4 @@
-//! Failures on purpose, counted to the call or the copy.
+//! Failures on purpose, counted to the call, the copy or the launch.
 
 use crate::error::Code;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,8 @@ pub(crate) enum Point {
     Call(String),
     /// Asynchronous copies, in the order in which they are asked for.
     Copy,
+    /// Launches, in the order in which they are asked for.
+    Kernel,
 }
 
 /// What happens then.
@@ -52,16 +54,21 @@ impl Faults {
 
     /// Counts a call of `name` in the context of `device`; what it is to answer instead.
     pub(crate) fn call(&self, name: &str, device: Option<usize>) -> Option<Code> {
+        self.failure(device, |point| matches!(point, Point::Call(call) if call == name))
+    }
+
+    /// Counts a launch on `device`; the code with which it is to fail when it is performed.
+    pub(crate) fn kernel(&self, device: usize) -> Option<Code> {
+        self.failure(Some(device), |point| *point == Point::Kernel)
+    }
+
+    fn failure(&self, device: Option<usize>, is_here: impl Fn(&Point) -> bool) -> Option<Code> {
         let mut code = None;
-        self.meet(
-            device,
-            |point| matches!(point, Point::Call(call) if call == name),
-            |effect| {
-                if let Effect::Fail(number) = effect {
-                    code = Some(Code(*number));
-                }
-            },
-        );
+        self.meet(device, is_here, |effect| {
+            if let Effect::Fail(number) = effect {
+                code = Some(Code(*number));
+            }
+        });
         code
     }
 

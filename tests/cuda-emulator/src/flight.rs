@@ -1,4 +1,4 @@
-//! Which memory copies in flight read or write, so that whoever takes it away is told.
+//! Which memory copies and kernels in flight read or write, so that whoever takes it away is told.
 
 use crate::handles::lock;
 use std::collections::BTreeMap;

@@ -113,6 +113,12 @@ impl DeviceWords {
         self.word(format!("fail=copy:{nth}:{code}"))
     }
 
+    /// This device's `nth` launch (from 1; 0 is every one) fails when it is performed.
+    #[must_use]
+    pub fn fail_kernel(self, nth: u64, code: u32) -> Self {
+        self.word(format!("fail=kernel:{nth}:{code}"))
+    }
+
     /// This device's `nth` asynchronous copy (from 1; 0 is every one) takes so much longer.
     #[must_use]
     pub fn stall_copy(self, nth: u64, ms: u64) -> Self {
@@ -202,6 +208,32 @@ impl Emulator {
     #[must_use]
     pub fn fail_copy(self, nth: u64, code: u32) -> Self {
         self.each_device(|device| device.fail_copy(nth, code))
+    }
+
+    /// The `nth` launch on all devices together (from 1; 0 is every one) fails when it is
+    /// performed; its context is in error from then on.
+    #[must_use]
+    pub fn fail_kernel(self, nth: u64, code: u32) -> Self {
+        self.each_device(|device| device.fail_kernel(nth, code))
+    }
+
+    /// How many threads run one kernel; 0, or not said, is as many as there are processors.
+    #[must_use]
+    pub fn workers(self, count: usize) -> Self {
+        self.word(format!("workers={count}"))
+    }
+
+    /// Whether races in kernels' shared memory are looked for, and are faults. No if not said.
+    #[must_use]
+    pub fn detect_races(self, is: bool) -> Self {
+        self.word(format!("races={}", u8::from(is)))
+    }
+
+    /// How many instructions a warp may run before its kernel is taken for endless. 2^28 if not
+    /// said.
+    #[must_use]
+    pub fn warp_instructions_max(self, count: u64) -> Self {
+        self.word(format!("instructions={count}"))
     }
 
     /// The `nth` asynchronous copy of all devices together (from 1; 0 is every one) takes so much

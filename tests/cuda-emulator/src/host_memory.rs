@@ -65,12 +65,13 @@ impl HostMemory {
         }
     }
 
-    /// Forgets what starts there, and unmaps it if it is the driver's.
-    pub(crate) fn forget(&self, start: u64) {
+    /// Forgets what starts there. What is the driver's is unmapped when the answer is dropped.
+    pub(crate) fn forget(&self, start: u64) -> Option<Pinned> {
         let gone = lock(&self.pinned).remove(&start);
-        if gone.is_some_and(|pinned| pinned.mapping.is_some()) {
+        if gone.as_ref().is_some_and(|pinned| pinned.mapping.is_some()) {
             lock(&self.freed).insert(start);
         }
+        gone
     }
 
     pub(crate) fn was_freed(&self, start: u64) -> bool {

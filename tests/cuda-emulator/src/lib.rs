@@ -24,7 +24,12 @@
 //!
 //! Not modelled: implicit synchronisation of the legacy default stream (the null stream is one like
 //! any other), graphs, managed memory, memory pools other than the default one, contexts other than
-//! the primary ones, peer access, arrays and textures, kernels (see `modules`).
+//! the primary ones, peer access, arrays and textures. Kernels are PTX, interpreted by `forebay-ptx`,
+//! as long as they take: their speed means nothing. Each has the whole device to itself, so limits
+//! on registers and on resident blocks are not modelled, and a variable has one address in its
+//! module and another from `cuModuleGetGlobal`. A kernel reaches its own device's memory and pinned
+//! host memory, no pageable memory; a store to host memory that the host itself can't write kills
+//! the process.
 
 mod api;
 mod config;
@@ -37,9 +42,13 @@ mod fault;
 mod flight;
 mod handles;
 mod harness;
+mod header;
 mod host_memory;
+mod kernel_memory;
+mod launch;
 mod memory;
 mod modules;
+mod multiprocessor;
 mod on_device;
 mod report;
 mod shape;

@@ -16,7 +16,7 @@ pub struct Report {
     /// Host memory that the driver allocated and that has not been freed.
     pub host_allocations: Held,
     /// What a caller must not do, by kind: `source-changed`, `unregister-in-flight`,
-    /// `free-in-flight`, `double-free`, `leak`.
+    /// `free-in-flight`, `double-free`, `leak`, `kernel-fault`.
     pub violations: BTreeMap<String, u64>,
     /// The first violations in words.
     pub violation_messages: Vec<String>,
@@ -35,6 +35,10 @@ pub struct DeviceReport {
     pub copies_in_flight_max: u64,
     /// Copies that were not performed, since an earlier operation had failed.
     pub copies_dropped: u64,
+    /// Kernels that began.
+    pub launches: u64,
+    /// Instructions of kernels that ended well, counted for each lane that took part.
+    pub lane_instructions: u64,
     /// Device memory that is allocated now.
     pub memory: Held,
     /// The most device memory that was allocated at any time.

@@ -111,12 +111,3 @@ fn a_copy_that_stalls_holds_up_what_follows() {
     unsafe { result::stream::destroy(stream) }.unwrap();
     free(target);
 }
-
-#[test]
-fn an_image_is_refused_until_there_is_an_interpreter() {
-    let _turn = common::turn();
-    Emulator::new().install();
-    let _context = Context::of(0);
-    let refused = unsafe { result::module::load_data(c".version 8.0".as_ptr().cast()) };
-    assert_eq!(refused.unwrap_err().0, CUresult::CUDA_ERROR_NOT_SUPPORTED);
-}

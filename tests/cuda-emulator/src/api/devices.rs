@@ -3,6 +3,7 @@
 use super::{Anytime, Current, Out, entry_points};
 use crate::config::DeviceConfig;
 use crate::error::{Answer, Code};
+use crate::multiprocessor::{Multiprocessor, SHARED_BYTES, SHARED_BYTES_RESERVED};
 use std::ffi::{CStr, c_char};
 
 entry_points! {
@@ -115,12 +116,14 @@ unsafe fn give_text(text: &str, room: Out<c_char>, bytes: i32) -> Answer {
 
 /// A `CUdevice_attribute`, by the numbers of cuda.h. What is not set is that of an A100.
 fn attribute_of(device: &DeviceConfig, attribute: i32) -> i32 {
+    let multiprocessor = Multiprocessor::of(device.capability);
+    let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     match attribute {
         1..=3 => 1024,                      // threads of a block, x, y
         4 => 64,                            // threads of a block, z
         5 | 11 => i32::MAX,                 // blocks of a grid, x; pitch
         6 | 7 => 65535,                     // blocks of a grid, y, z
-        8 => 48 << 10,                      // shared memory of a block
+        8 => number(SHARED_BYTES),          // shared memory of a block
         9 => 64 << 10,                      // constant memory
         10 => 32,                           // threads of a warp
         12 | 82 => 65536,                   // registers of a block, of a multiprocessor
@@ -134,21 +137,21 @@ fn attribute_of(device: &DeviceConfig, attribute: i32) -> i32 {
         36 => 1_215_000,                    // memory clock in kHz
         37 => 5120,                         // width of the memory's bus in bits
         38 => 40 << 20,                     // L2 cache
-        39 => 2048,                         // threads of a multiprocessor
-        40 => 2,                            // copy engines: one each way
-        41 => 1,                            // one address space with the host
-        50 => device.pci_domain,            //
-        75 => device.capability.0,          //
-        76 => device.capability.1,          //
-        78 => 1,                            // priorities of streams
-        81 => 164 << 10,                    // shared memory of a multiprocessor
-        88 => i32::from(device.pageable),   // reads pageable memory
-        91 => 1,                            // host pointers of registered memory
-        97 => 163 << 10,                    // shared memory of a block, if asked for
-        99 => 1,                            // registers host memory
+        39 => number(multiprocessor.threads),
+        40 => 2,                   // copy engines: one each way
+        41 => 1,                   // one address space with the host
+        50 => device.pci_domain,   //
+        75 => device.capability.0, //
+        76 => device.capability.1, //
+        78 => 1,                   // priorities of streams
+        81 => number(multiprocessor.shared_bytes),
+        88 => i32::from(device.pageable), // reads pageable memory
+        91 => 1,                          // host pointers of registered memory
+        97 => number(multiprocessor.shared_bytes_of_block), // if asked for
+        99 => 1,                          // registers host memory
         100 => i32::from(device.host_page_tables),
-        106 => 32,                      // blocks of a multiprocessor
-        111 => 1 << 10,                 // shared memory that is reserved
+        106 => number(multiprocessor.blocks),
+        111 => number(SHARED_BYTES_RESERVED),
         113 => 1,                       // registers read-only host memory
         115 => i32::from(device.pools), // cuMemAllocAsync
         134 => device.numa_node,        // the host's node it is next to

@@ -24,8 +24,7 @@ entry_points! {
 
     fn cuMemHostUnregister(start: u64) with Freeing, |call| {
         let range = call.driver.host.registered_at(start)?;
-        call.driver.land(&range, "unregister-in-flight", "cuMemHostUnregister");
-        call.driver.host.forget(start);
+        forget(call, &range, "unregister-in-flight", "cuMemHostUnregister");
         Ok(())
     }
 
@@ -42,8 +41,7 @@ entry_points! {
 
     fn cuMemFreeHost(start: u64) with Freeing, |call| {
         let range = allocated(call, start)?;
-        call.driver.land(&range, "free-in-flight", "cuMemFreeHost");
-        call.driver.host.forget(start);
+        forget(call, &range, "free-in-flight", "cuMemFreeHost");
         Ok(())
     }
 
@@ -72,6 +70,15 @@ fn allocate(call: &InContext, start: Out<u64>, bytes: usize, flags: u32) -> Answ
     let poison_bytes = call.driver.behaviour().config.poison_bytes;
     let context = call.device.context_handle();
     start.give(call.driver.host.allocate(bytes, flags, context, poison_bytes)?)
+}
+
+/// Lets go of memory that nothing uses, and that from then on no kernel finds.
+fn forget(call: &InContext, range: &Range<u64>, kind: &'static str, name: &str) {
+    call.driver.land(range, kind, name);
+    let gone = call.driver.host.forget(range.start);
+    // A kernel may have found it in between.
+    call.driver.flights.wait(range);
+    drop(gone);
 }
 
 fn allocated(call: &InContext, start: u64) -> Answer<Range<u64>> {

@@ -12,6 +12,7 @@ mod errors;
 mod events;
 mod gate;
 mod host;
+mod jit;
 mod kernels;
 mod memory;
 mod pointers;

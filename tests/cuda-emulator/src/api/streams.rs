@@ -44,6 +44,11 @@ entry_points! {
         if is_done { Ok(()) } else { Err(Code::NOT_READY) }
     }
 
+    /// There are no graphs to capture: the mode of every thread is global, and stays so.
+    fn cuThreadExchangeStreamCaptureMode(mode: Out<u32>) with Current, |_| {
+        mode.give(0)
+    }
+
     fn cuStreamWaitEvent(stream: usize, event: usize, _flags: u32) with Current, |call| {
         let stream = call.any_stream(stream)?;
         stream.device.check()?;
