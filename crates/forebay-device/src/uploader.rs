@@ -56,6 +56,8 @@ struct Pending {
     read: usize,
     /// Devices that have not said yet that they are done with it.
     devices: usize,
+    /// Whether a copy out of it has failed: the read has not arrived, and never will.
+    has_failed: bool,
 }
 
 /// Moves slots to where their segments belong, in any number of arenas on any devices. Driven by
@@ -121,7 +123,8 @@ impl Uploader {
         }
         // From here on the slot is where the drop finds it, whatever happens.
         let index = slot.index();
-        let pending = self.pending[index].insert(Pending { slot, read, devices: 0 });
+        let pending =
+            self.pending[index].insert(Pending { slot, read, devices: 0, has_failed: false });
         self.in_flight += 1;
         let mut refused = None;
         for (own, (writer, queue)) in self.writers.iter_mut().enumerate() {
@@ -160,7 +163,8 @@ impl Uploader {
 
     /// The slot, once no device reads from it.
     fn take_if_drained(&mut self, index: usize) -> Option<Drained> {
-        let drained = self.pending[index].take_if(|pending| pending.devices == 0)?;
+        let is_drained = |it: &mut Pending| it.devices == 0 && !it.has_failed;
+        let drained = self.pending[index].take_if(is_drained)?;
         self.in_flight -= 1;
         Some(Drained { slot: drained.slot.release(), read: drained.read })
     }
@@ -181,6 +185,7 @@ impl Uploader {
         let pending = self.pending[index].as_mut().expect("a slot completes while it is pending");
         pending.devices -= 1;
         let (read, result) = (pending.read, completion.result());
+        pending.has_failed |= result.is_err();
         let queue = &mut self.queues[completion.queue()];
         let device = queue.context().name();
         queue.recycle(completion);

@@ -44,6 +44,7 @@ pub struct Slab {
     states: Box<[AtomicU8]>,
     /// Slots that were given their pages by [`Slot::populate`].
     populated: Box<[AtomicBool]>,
+    has_leaked: AtomicBool,
 }
 
 /// How many slots are in each state, for reports and for the proof that none was lost.
@@ -73,7 +74,8 @@ impl Slab {
         let region = Arc::new(Region::new(slot_bytes.saturating_mul(slots))?);
         let states = (0..slots).map(|_| AtomicU8::new(STATE_FREE)).collect();
         let populated = (0..slots).map(|_| AtomicBool::new(false)).collect();
-        let slab = Arc::new(Self { region, slot_bytes, states, populated });
+        let has_leaked = AtomicBool::new(false);
+        let slab = Arc::new(Self { region, slot_bytes, states, populated, has_leaked });
         let tokens = Self::tokens(&slab);
         Ok((slab, tokens))
     }
@@ -101,6 +103,13 @@ impl Slab {
     #[must_use]
     pub fn region(&self) -> &Arc<Region> {
         &self.region
+    }
+
+    /// Whether a slot was given up for the life of the process ([`Slot::leak`]): somebody may write
+    /// to it or read from it for ever.
+    #[must_use]
+    pub fn has_leaked(&self) -> bool {
+        self.has_leaked.load(Ordering::Acquire)
     }
 
     /// The size of one slot in bytes.
@@ -186,6 +195,7 @@ impl<State> Slot<State> {
     pub fn leak(mut self) {
         if let Some(slab) = self.slab.take() {
             slab.states[self.index].store(STATE_DROPPED, Ordering::Release);
+            slab.has_leaked.store(true, Ordering::Release);
             std::mem::forget(slab);
         }
         std::mem::forget(self.place.take());

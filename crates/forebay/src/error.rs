@@ -254,6 +254,7 @@ fn do_not_fit(names: &[String]) -> String {
     const NAMED_MAX: usize = 3;
     let named: Vec<String> = names.iter().take(NAMED_MAX).map(|name| format!("'{name}'")).collect();
     match (names.len(), names.len().saturating_sub(NAMED_MAX)) {
+        (0, _) => "the driver refuses it all the same".to_owned(),
         (1, _) => format!("{} does not fit", named.join(", ")),
         (_, 0) => format!("{} do not fit", named.join(", ")),
         (_, others) => format!("{} and {others} more tensors do not fit", named.join(", ")),

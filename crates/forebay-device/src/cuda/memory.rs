@@ -4,8 +4,8 @@ use super::context::Context;
 use super::error::DriverRefusal;
 use super::pointer::DevicePointer;
 use cudarc::driver::sys::{
-    CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUpointer_attribute,
-    CUresult,
+    CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUmemorytype,
+    CUpointer_attribute, CUresult,
 };
 use forebay_mem::Region;
 use std::sync::Arc;
@@ -21,6 +21,14 @@ pub(super) fn is_known(pointer: &DevicePointer, context: &Context) -> bool {
     // looks the address up and does not follow it.
     let code = unsafe { (calls.cuPointerGetAttribute)(data, attribute, pointer.address()) };
     if code != 0 || u32::try_from(ordinal) != Ok(pointer.ordinal()) {
+        return false;
+    }
+    let mut kind: u32 = 0;
+    let attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    let data = (&raw mut kind).cast();
+    // SAFETY: this attribute is one `unsigned int`, as above.
+    let code = unsafe { (calls.cuPointerGetAttribute)(data, attribute, pointer.address()) };
+    if code != 0 || kind != CUmemorytype::CU_MEMORYTYPE_DEVICE as u32 {
         return false;
     }
     let Some(end) = pointer.address().checked_add(pointer.bytes()) else { return false };

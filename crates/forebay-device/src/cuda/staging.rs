@@ -155,9 +155,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.slab) > 1 {
-            // A slot was given up because a device may still be copying from it: what it copies
-            // from stays pinned.
+        if self.slab.has_leaked() {
+            // A device may still be copying from it: what it copies from stays pinned.
             std::mem::forget(self.pinned.take());
         }
     }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::backend::Backend;
 use crate::error::{Error, ReadContext};
-use crate::loader::{EngineChoice, Options};
+use crate::loader::{EngineChoice, Options, PlaceRule, Target};
 use crate::mode::LoadMode;
 use crate::model::Model;
 use crate::policy::{self, Placement, Policy};
@@ -23,6 +23,7 @@ use std::time::Instant;
 pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan, Error> {
     let started = Instant::now();
     let devices = options.device.resolve()?;
+    let known = known_devices(&devices.chosen, &options.place, &lent)?;
     let tensors = model.catalog().tensors();
     let (placements, placed_why) = policy::place(
         tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.bytes)),
@@ -30,14 +31,22 @@ pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan
             gpu_layers: options.gpu_layers,
             rules: &options.place,
             devices: &devices.chosen,
-            room_bytes: &devices.chosen.iter().map(room_bytes).collect::<Vec<_>>(),
+            room_bytes: &devices
+                .chosen
+                .iter()
+                .map(|it| room_bytes(*it, &known))
+                .collect::<Vec<_>>(),
             split: options.split,
         },
     );
     let mut why = vec![format!("the device is {}: {}", named(&devices.chosen), devices.why)];
     why.extend(placed_why);
     let placed = resolve(model, placements, &lent, &mut why);
-    let infos = infos(&placed)?;
+    let is_used = |ordinal: &u32| {
+        placed.iter().any(|placed| placed.backends().contains(&Backend::Cuda(*ordinal)))
+    };
+    let infos: BTreeMap<u32, DeviceInfo> =
+        known.into_iter().filter(|(ordinal, _)| is_used(ordinal)).collect();
     let shared = infos.values().filter(|info| info.is_integrated);
     why.extend(shared.map(|info| {
         let (ordinal, name) = (info.ordinal, &info.name);
@@ -117,10 +126,10 @@ fn resolve(
     placed
 }
 
-/// What a device can hold, if the driver tells; else all are alike.
-fn room_bytes(device: &Backend) -> u64 {
+/// What a device can hold.
+fn room_bytes(device: Backend, known: &BTreeMap<u32, DeviceInfo>) -> u64 {
     match device {
-        Backend::Cuda(ordinal) => cuda::device(*ordinal).map_or(1, |info| info.memory_bytes),
+        Backend::Cuda(ordinal) => known.get(&ordinal).map_or(1, |info| info.memory_bytes),
         _ => 1,
     }
 }
@@ -129,17 +138,28 @@ fn named(devices: &[Backend]) -> String {
     devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What the driver says of the CUDA devices that tensors go to.
-fn infos(placed: &[Placed]) -> Result<BTreeMap<u32, DeviceInfo>, Error> {
-    let mut infos = BTreeMap::new();
-    for backend in placed.iter().flat_map(Placed::backends) {
-        if let Backend::Cuda(ordinal) = *backend
-            && !infos.contains_key(&ordinal)
+/// What the driver says of all CUDA devices that are named, used or not.
+fn known_devices(
+    chosen: &[Backend],
+    rules: &[PlaceRule],
+    lent: &Lent,
+) -> Result<BTreeMap<u32, DeviceInfo>, Error> {
+    let of_rule = |rule: &PlaceRule| match &rule.target {
+        Target::Device => Vec::new(),
+        Target::Whole(backend) => vec![*backend],
+        Target::Split(_, backends) => backends.clone(),
+    };
+    let lent = lent.values().map(|pointer| Backend::Cuda(pointer.ordinal()));
+    let named = chosen.iter().copied().chain(rules.iter().flat_map(of_rule)).chain(lent);
+    let mut known = BTreeMap::new();
+    for backend in named {
+        if let Backend::Cuda(ordinal) = backend
+            && !known.contains_key(&ordinal)
         {
-            infos.insert(ordinal, cuda::device(ordinal).map_err(DeviceError::from)?);
+            known.insert(ordinal, cuda::device(ordinal).map_err(DeviceError::from)?);
         }
     }
-    Ok(infos)
+    Ok(known)
 }
 
 /// Whether a tensor that lies in memory as it does in the file can be used there: its offset is a

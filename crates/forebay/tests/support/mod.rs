@@ -52,15 +52,21 @@ impl TestModel {
 
     /// Tensors of these names and lengths, in this order in the file.
     pub fn of(tensors: impl IntoIterator<Item = (String, usize)>) -> Self {
+        Self::shaped(tensors.into_iter().map(|(name, length)| (name, vec![length])))
+    }
+
+    /// Tensors of these names and shapes, in this order in the file.
+    pub fn shaped(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
         let folder = scratch();
         let path = folder.path().join("model.safetensors");
         let (mut contents, mut ranges) = (BTreeMap::new(), BTreeMap::new());
         let (mut entries, mut data) = (serde_json::Map::new(), Vec::new());
-        for (number, (name, length)) in tensors.into_iter().enumerate() {
+        for (number, (name, shape)) in tensors.into_iter().enumerate() {
+            let length = shape.iter().product();
             let bytes = pattern(number as u64, length);
             let offsets = [data.len(), data.len() + length];
             let entry = serde_json::json!({
-                "dtype": "U8", "shape": [length], "data_offsets": offsets,
+                "dtype": "U8", "shape": shape, "data_offsets": offsets,
             });
             entries.insert(name.clone(), entry);
             ranges.insert(name.clone(), offsets.map(|offset| offset as u64));

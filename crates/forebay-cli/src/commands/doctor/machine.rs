@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::size;
+use forebay::Unavailable;
 use forebay_io::{Errno, uring_support};
 use std::path::Path;
 
@@ -140,9 +141,11 @@ fn cuda() -> Vec<Check> {
         Err(why) => {
             let on_bus = gpus_on_bus();
             let found = format!("{why}; offloaded tensors go to host memory");
-            let mut checks = vec![match on_bus.as_slice() {
-                [] => Check::fact(name, found),
-                _ => Check::bad(name, found, why.remedy()),
+            let is_missed = !matches!(why, Unavailable::NoDriver | Unavailable::NotBuilt);
+            let mut checks = vec![if is_missed || !on_bus.is_empty() {
+                Check::bad(name, found, why.remedy())
+            } else {
+                Check::fact(name, found)
             }];
             checks.extend(on_bus);
             return checks;
