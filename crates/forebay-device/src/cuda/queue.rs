@@ -47,11 +47,17 @@ struct Awaited {
     event: Event,
 }
 
-/// The stream that copies to one device, and the thread that waits for it.
+/// Copies on one stream leave a gap between two in which the link idles; with two streams that take
+/// turns, the next copy is ready when one ends.
+const STREAMS: usize = 2;
+
+/// The streams that copy to one device, and the thread that waits for them.
 #[derive(Debug)]
 pub(crate) struct CopyQueue {
     index: usize,
-    stream: Stream,
+    /// They take turns, slot by slot.
+    streams: Vec<Stream>,
+    turn: usize,
     /// Events that nobody waits for any more.
     spare: Vec<Event>,
     /// `None` once it is being dropped.
@@ -68,7 +74,8 @@ impl CopyQueue {
         finished: &Sender<Completion>,
     ) -> Result<Self, DeviceError> {
         let refused = |refusal| DeviceError::driver(&context.name(), refusal);
-        let stream = Stream::new(context).map_err(refused)?;
+        let streams = (0..STREAMS).map(|_| Stream::new(context)).collect::<Result<_, _>>();
+        let streams = streams.map_err(refused)?;
         let (awaited, waiting) = bounded(most);
         let finished = finished.clone();
         let waiter = std::thread::Builder::new()
@@ -76,11 +83,11 @@ impl CopyQueue {
             .spawn(move || wait_for_all(&waiting, index, &finished));
         let waiter = waiter.map_err(|error| DeviceError::Thread { errno: error.raw_os_error() })?;
         let (awaited, waiter) = (Some(awaited), Some(waiter));
-        Ok(Self { index, stream, spare: Vec::new(), awaited, waiter })
+        Ok(Self { index, streams, turn: 0, spare: Vec::new(), awaited, waiter })
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
-        self.stream.context()
+        self.streams[0].context()
     }
 
     /// Queues the copies of a slot's segments into the arena `own`, whose writer this is.
@@ -95,14 +102,16 @@ impl CopyQueue {
         own: usize,
         segments: &[Segment],
     ) -> Result<u64, DriverRefusal> {
+        self.turn = (self.turn + 1) % STREAMS;
+        let stream = &self.streams[self.turn];
         // SAFETY: the caller's promise: `Completion` is sent after the event behind the copies, and
         // the drop waits for everything.
-        let copies = unsafe { writer.queue(&self.stream, slot, own, segments) }?;
+        let copies = unsafe { writer.queue(stream, slot, own, segments) }?;
         let event = match self.spare.pop() {
             Some(event) => event,
-            None => Event::new(self.stream.context())?,
+            None => Event::new(stream.context())?,
         };
-        event.record(&self.stream)?;
+        event.record(stream)?;
         let awaited = Awaited { slot: slot.index(), event };
         let sender = self.awaited.as_ref().expect("the waiter is there until the end");
         // A waiter ends before its queue only by a panic, and nobody would hear of this copy then.
@@ -116,8 +125,9 @@ impl CopyQueue {
         drop(self.awaited.take());
         let is_joined = self.waiter.take().is_none_or(|waiter| waiter.join().is_ok());
         // Copies behind which no event could be recorded, too.
-        let drained = self.stream.synchronize();
-        is_joined && drained.is_ok() || drained.is_err_and(|refusal| refusal.ends_context())
+        let drained = self.streams.iter().map(Stream::synchronize).collect::<Vec<_>>();
+        let lost = drained.iter().any(|it| it.as_ref().is_err_and(DriverRefusal::ends_context));
+        lost || is_joined && drained.iter().all(Result::is_ok)
     }
 
     /// Takes the event back for the next copy.

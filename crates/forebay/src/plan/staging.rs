@@ -10,15 +10,16 @@ use forebay_mem::numa::NumaPolicy;
 /// flight, small enough that a slot stays in the processor's cache between its read and its copy.
 const CHUNK_BYTES: u64 = 1 << 20;
 /// The same for devices: they copy out of memory, not out of a cache, and a copy of 1 MiB takes a fast
-/// link 20 µs, of which the gap between two would be a tenth.
-const DEVICE_CHUNK_BYTES: u64 = 4 << 20;
+/// link 20 µs, of which the gap to the next is a good part. Larger ones would let a slow disk's
+/// first byte wait for all that is in flight.
+const DEVICE_CHUNK_BYTES: u64 = 2 << 20;
 /// The least size worth an operation.
 const CHUNK_BYTES_MIN: u64 = 64 << 10;
 /// The kernel registers at most this as one buffer, and lengths are 32 bits.
 const CHUNK_BYTES_MAX: u64 = 1 << 30;
 /// Reads in flight where nothing is asked.
 const QUEUE_DEPTH: usize = 16;
-/// The same for devices: as many bytes as are in flight elsewhere, twice.
+/// The same for devices: as many bytes.
 const DEVICE_QUEUE_DEPTH: usize = 8;
 /// Slots beyond those in flight, so that the reader need not wait for the uploader's last copy.
 const SPARE_SLOTS: usize = 8;
