@@ -63,6 +63,29 @@ pub enum DeviceError {
         #[source]
         refusal: DriverRefusal,
     },
+    /// No kernel serves such a product.
+    #[error("no kernel multiplies {dtype} weights with {batch} inputs on {device}")]
+    NoKernel {
+        /// Which device.
+        device: String,
+        /// The type of the weights.
+        dtype: String,
+        /// How many inputs.
+        batch: usize,
+    },
+    /// The driver does not compile a kernel.
+    #[error("{device} can't run the kernel {kernel}{}", .log.lines().next().map(|line| format!(": {line}")).unwrap_or_default())]
+    Compiler {
+        /// Which device.
+        device: String,
+        /// The kernel.
+        kernel: &'static str,
+        /// What the driver's compiler wrote.
+        log: String,
+        /// What the driver answered.
+        #[source]
+        refusal: DriverRefusal,
+    },
     /// There is no such device that can be used.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

@@ -1,16 +1,25 @@
 //! Computing on tensors that are in the CPU's reach, wherever they lie.
 
 use crate::error::Error;
-use crate::loaded::Tensor;
-use forebay_compute::{ComputeError, MatmulError, Shape, WeightBytes, dequantize};
+use crate::loaded::{PlacedWeights, Tensor};
+use forebay_compute::{ComputeError, MatmulError, Operand, Shape, WeightBytes, dequantize};
+use forebay_device::DeviceError;
+use forebay_device::cuda::{self, Choice as KernelChoice, ComputeStream, DeviceFloats, Weights};
 use forebay_mem::{MemoryError, Operation};
 use std::ops::Range;
+use std::sync::Arc;
 
 pub(crate) use forebay_compute::Interleaved;
 
 /// Elements converted at a time: whole blocks of every type, and little enough to stay in the
 /// processor's cache.
 const PIECE_ELEMENTS: usize = 64 << 10;
+
+/// Rows and columns of matrices that are in memory.
+#[allow(clippy::cast_possible_truncation, reason = "bounded by a shape of `usize`")]
+fn inside(range: &Range<u64>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
 
 /// Weights that are copied out piece by piece: of a mapped file, by the kernel, so that a file that
 /// is cut short is an error; and of a device's memory, which this CPU does not see.
@@ -66,20 +75,27 @@ impl Tensor {
     }
 
     /// Multiplies it as a matrix of *m* rows and *k* columns with `batch` vectors:
-    /// `y[b][m] = Σ w[m][k] · x[b][k]`, in `f32`, on the calling thread's rayon pool. Every dense
-    /// and every GGUF block type serves; interleaved weights ([`Tensor::is_repacked`]) have a loop
-    /// of their own. The number of threads does not show in the result.
+    /// `y[b][m] = Σ w[m][k] · x[b][k]`, in `f32`. `x` holds `batch × k` floats, `y` takes
+    /// `batch × m`.
     ///
-    /// `x` holds `batch × k` floats, `y` takes `batch × m`.
+    /// In the CPU's reach, every dense and every GGUF block type serves, on the calling thread's
+    /// rayon pool; interleaved weights ([`Tensor::is_repacked`]) have a loop of their own, and the
+    /// number of threads does not show in the result. On CUDA devices, `x` is copied there and `y`
+    /// back, and kernels multiply ([`crate::manual::cuda`] says which, and how exactly); types that
+    /// have none are copied back, and the CPU multiplies. Engines that keep vectors on the device
+    /// use [`Tensor::weights`] and [`ComputeStream`].
     ///
     /// # Errors
     /// [`Error::NoMatrix`]; [`Error::Compute`] for types that are no numbers and slices of other
-    /// lengths; [`Error::Memory`] where a mapped file no longer reaches.
+    /// lengths; [`Error::Memory`] where a mapped file no longer reaches; [`Error::Device`].
     pub fn matmul(&self, x: &[f32], batch: usize, y: &mut [f32]) -> Result<(), Error> {
         let shape = self.matrix_shape()?;
         if let Some((layout, packed)) = self.repacked() {
             let product = forebay_compute::matmul_interleaved(&layout, packed, x, batch, y);
             return product.map_err(self.compute());
+        }
+        if self.multiply_on_devices(shape, x, batch, y)? {
+            return Ok(());
         }
         let product = match self.as_slice() {
             None => forebay_compute::matmul(self.dtype(), shape, &CopiedOut(self), x, batch, y),
@@ -97,6 +113,83 @@ impl Tensor {
             MatmulError::Weights { source, .. } => source,
             other => Error::Internal(other.to_string()),
         })
+    }
+
+    /// The matrix that one CUDA device has of it, for products on a [`ComputeStream`] of that
+    /// device. Tensors are handed out when their copies have completed, so no product waits for
+    /// one. `None` for tensors on no CUDA device, or in parts on several.
+    ///
+    /// # Errors
+    /// [`Error::NoMatrix`] as [`Tensor::matrix_shape`]; [`Error::Device`].
+    pub fn weights(&self) -> Result<Option<Weights>, Error> {
+        let Shape { rows, columns } = self.matrix_shape()?;
+        let mut weights = self.device_weights(rows as u64, columns as u64)?;
+        Ok(if weights.len() == 1 { weights.pop().map(|whole| whole.weights) } else { None })
+    }
+
+    /// The kernel that would multiply it with `batch` vectors where it is, and why that one; `None`
+    /// if none does: the CPU's products serve then.
+    ///
+    /// # Errors
+    /// As [`Tensor::weights`].
+    pub fn kernel(&self, batch: usize) -> Result<Option<KernelChoice>, Error> {
+        let Shape { rows, columns } = self.matrix_shape()?;
+        let weights = self.device_weights(rows as u64, columns as u64)?;
+        let Some(first) = weights.first() else { return Ok(None) };
+        let device = cuda::device(first.weights.context().ordinal()).map_err(DeviceError::from)?;
+        Ok(cuda::choose(self.dtype().name(), device.compute_capability, batch))
+    }
+
+    /// Multiplies where its parts are. `false` where nothing of it is on a device that can.
+    fn multiply_on_devices(
+        &self,
+        shape: Shape,
+        x: &[f32],
+        batch: usize,
+        y: &mut [f32],
+    ) -> Result<bool, Error> {
+        let is_empty = shape.rows == 0 || shape.columns == 0 || batch == 0;
+        let parts = self.device_weights(shape.rows as u64, shape.columns as u64)?;
+        if is_empty || parts.is_empty() || self.kernel(batch)?.is_none() {
+            return Ok(false);
+        }
+        let check = |operand, expected: usize, found: usize| {
+            if expected == found {
+                return Ok(());
+            }
+            Err(self.compute()(ComputeError::Length { operand, expected, found }))
+        };
+        check(Operand::Input, shape.columns * batch, x.len())?;
+        check(Operand::Output, shape.rows * batch, y.len())?;
+        // All devices at work before the first is waited for.
+        let mut at_work = Vec::with_capacity(parts.len());
+        for PlacedWeights { weights, rows, columns } in parts {
+            let context = Arc::clone(weights.context());
+            let (rows, columns) = (inside(&rows), inside(&columns));
+            let mut stream = ComputeStream::new(&context)?;
+            let mut inputs = DeviceFloats::new(&context, columns.len() * batch)?;
+            let mut outputs = DeviceFloats::new(&context, rows.len() * batch)?;
+            if columns.len() == shape.columns {
+                stream.upload(x, &mut inputs)?;
+            } else {
+                let vectors = x.chunks_exact(shape.columns);
+                let of_part: Vec<f32> =
+                    vectors.flat_map(|vector| &vector[columns.clone()]).copied().collect();
+                stream.upload(&of_part, &mut inputs)?;
+            }
+            stream.matmul(&weights, &inputs, batch, &mut outputs)?;
+            at_work.push((stream, outputs, rows, columns.start > 0));
+        }
+        for (mut stream, outputs, rows, adds) in at_work {
+            let mut of_part = vec![0.0; outputs.len()];
+            stream.download(&outputs, &mut of_part)?;
+            for (from, to) in of_part.chunks_exact(rows.len()).zip(y.chunks_exact_mut(shape.rows)) {
+                for (from, to) in from.iter().zip(&mut to[rows.clone()]) {
+                    *to = if adds { *to + from } else { *from };
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Its elements as `f32`, in the order of the file. The pages of a mapped tensor are given back

@@ -63,7 +63,8 @@ pub use error::{Error, LockBound, ReadContext};
 pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
 pub use forebay_device::cuda::{
-    DeviceInfo, DevicePointer, DriverRefusal, PcieLink, Unavailable, device, devices,
+    Choice as KernelChoice, ComputeStream, Context as DeviceContext, DeviceFloats, DeviceInfo,
+    DevicePointer, DriverRefusal, Kernel, PcieLink, Unavailable, Weights, device, devices,
     driver_version, release_staging, upload_ceiling,
 };
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};

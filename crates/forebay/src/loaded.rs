@@ -8,7 +8,7 @@ use crate::plan::SplitHome;
 use crate::report::LoadReport;
 use crate::resident::Resident;
 use crate::split::Axis;
-use forebay_device::cuda::{CudaArena, HostRegistration, StagingShape};
+use forebay_device::cuda::{Context, CudaArena, HostRegistration, StagingShape, Weights};
 use forebay_device::{DeviceError, HostArena};
 use forebay_format::{Catalog, Dtype};
 use forebay_mem::{MappedView, MemoryError, Operation, PageLock};
@@ -36,6 +36,31 @@ impl HeldPart {
         match self {
             Self::Host { arena, tensor, .. } => arena.tensor(*tensor),
             Self::Cuda { .. } => None,
+        }
+    }
+
+    /// As a matrix for the products of a GPU; `None` for what none reaches.
+    fn weights(
+        &self,
+        backend: Backend,
+        dtype: Dtype,
+        rows: u64,
+        columns: u64,
+    ) -> Result<Option<Weights>, DeviceError> {
+        match (self, backend) {
+            (Self::Cuda { arena, tensor }, _) => {
+                Ok(Weights::on_device(arena, *tensor, dtype.name(), rows, columns))
+            }
+            (
+                Self::Host { arena, tensor, device: Some((registered, _)) },
+                Backend::Cuda(ordinal),
+            ) => {
+                let context = Context::of(ordinal)?;
+                let place = (arena, *tensor);
+                let registered = registered.as_ref();
+                Weights::in_host_memory(&context, place, registered, dtype.name(), rows, columns)
+            }
+            _ => Ok(None),
         }
     }
 
@@ -113,6 +138,13 @@ impl Tensors {
     pub(crate) fn get(self: &Arc<Self>, index: usize) -> Tensor {
         Tensor { tensors: Arc::clone(self), index }
     }
+}
+
+/// What a CUDA device has of a matrix.
+pub(crate) struct PlacedWeights {
+    pub(crate) weights: Weights,
+    pub(crate) rows: Range<u64>,
+    pub(crate) columns: Range<u64>,
 }
 
 /// One tensor, whole and where it belongs. Cheap to clone; keeps its memory alive.
@@ -227,6 +259,32 @@ impl Tensor {
             TensorMemory::Arena { part, interleaved: None } => part.device_address(),
             _ => None,
         }
+    }
+
+    /// What CUDA devices have of it, a matrix of `rows` × `columns`. Empty for what is on none.
+    pub(crate) fn device_weights(
+        &self,
+        rows: u64,
+        columns: u64,
+    ) -> Result<Vec<PlacedWeights>, DeviceError> {
+        let mut weights = Vec::new();
+        match &self.tensors.memory[self.index] {
+            TensorMemory::Arena { part, interleaved: None } => {
+                let whole = part.weights(self.backend(), self.dtype(), rows, columns)?;
+                let place = |weights| PlacedWeights { weights, rows: 0..rows, columns: 0..columns };
+                weights.extend(whole.map(place));
+            }
+            TensorMemory::Split { home, parts, backends } => {
+                for (index, part) in parts.iter().enumerate() {
+                    let (rows, columns) = home.split.elements(index);
+                    let (height, width) = (rows.end - rows.start, columns.end - columns.start);
+                    let part = part.weights(backends[index], self.dtype(), height, width)?;
+                    weights.extend(part.map(|weights| PlacedWeights { weights, rows, columns }));
+                }
+            }
+            _ => {}
+        }
+        Ok(weights)
     }
 
     /// The arena on a CUDA device that has all of it, and its number there.

@@ -1,57 +1,21 @@
 //! Products on loaded tensors, wherever and however they lie: in a mapping, read into place,
 //! copied to `host`, interleaved; before and after their pages were given back.
 
+#[path = "support/matrices.rs"]
+mod matrices;
+
 use forebay::{Error, GpuLayers, Loader, Reclaim, Repack, Tensor};
+use matrices::{TYPES, Type};
 use std::path::PathBuf;
 
 const ROWS: usize = 37;
 const COLUMNS: usize = 512;
-/// Spelling, GGUF's number, bytes of a row, where in a block of how many bytes the scales are.
-const TYPES: [(&str, u32, usize, usize, &[usize]); 7] = [
-    ("F32", 0, COLUMNS * 4, 4, &[2]),
-    ("F16", 1, COLUMNS * 2, 2, &[0]),
-    ("BF16", 30, COLUMNS * 2, 2, &[0]),
-    ("Q4_0", 2, COLUMNS / 32 * 18, 18, &[0]),
-    ("Q8_0", 8, COLUMNS / 32 * 34, 34, &[0]),
-    ("Q4_K", 12, COLUMNS / 256 * 144, 144, &[0, 2]),
-    ("Q6_K", 14, COLUMNS / 256 * 210, 210, &[208]),
-];
 
-/// A GGUF with a matrix of each type, in layers 0 to 6, and a vector.
+/// The first of the types are enough here.
+const LAYERS: usize = 7;
+
 fn model() -> (tempfile::TempDir, PathBuf) {
-    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
-    let mut header = b"GGUF".to_vec();
-    header.extend(3_u32.to_le_bytes());
-    header.extend((TYPES.len() as u64 + 1).to_le_bytes());
-    header.extend(0_u64.to_le_bytes());
-    let mut data: Vec<u8> = Vec::new();
-    let mut tensor = |name: &str, shape: &[usize], id: u32, bytes: Vec<u8>| {
-        header.extend(string(name));
-        header.extend(u32::try_from(shape.len()).unwrap().to_le_bytes());
-        shape.iter().rev().for_each(|&length| header.extend((length as u64).to_le_bytes()));
-        header.extend(id.to_le_bytes());
-        header.extend((data.len() as u64).to_le_bytes());
-        data.extend(bytes);
-        data.resize(data.len().next_multiple_of(32), 0);
-    };
-    tensor("norm.weight", &[COLUMNS], 0, vec![0; COLUMNS * 4]);
-    let mut random = fastrand::Rng::with_seed(3);
-    for (layer, (name, id, row_bytes, block_bytes, scales)) in TYPES.into_iter().enumerate() {
-        let mut bytes = vec![0; ROWS * row_bytes];
-        random.fill(&mut bytes);
-        for block in bytes.chunks_exact_mut(block_bytes) {
-            for &scale in scales {
-                // A small finite number, as a half and as the upper half of a float alike.
-                block[scale + 1] = block[scale + 1] & 0b1000_0011 | 0b0011_1000;
-            }
-        }
-        tensor(&format!("blk.{layer}.{name}"), &[ROWS, COLUMNS], id, bytes);
-    }
-    header.resize(header.len().next_multiple_of(32), 0);
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let path = folder.path().join("model.gguf");
-    std::fs::write(&path, [header, data].concat()).unwrap();
-    (folder, path)
+    matrices::model(&TYPES[..LAYERS].iter().collect::<Vec<&Type>>(), ROWS, COLUMNS)
 }
 
 /// That products are as near to the exact ones as sums of this many rounded terms can be.
@@ -96,8 +60,8 @@ fn products_are_right_wherever_the_weights_lie_before_and_after_reclaim() {
         let loader = Loader::new(&path).gpu_layers(layers).repack(repack);
         let loaded = loader.load_mode(mode.parse().unwrap()).load().unwrap();
         let mut repacked = 0;
-        for (layer, (name, ..)) in TYPES.into_iter().enumerate() {
-            let tensor = loaded.tensor(&format!("blk.{layer}.{name}")).unwrap();
+        for (layer, of) in TYPES[..LAYERS].iter().enumerate() {
+            let tensor = loaded.tensor(&format!("blk.{layer}.{}", of.name)).unwrap();
             repacked += u32::from(tensor.is_repacked());
             let weights = exact.tensor(tensor.name()).unwrap().to_f32().unwrap();
             check(&tensor, &weights, &what);

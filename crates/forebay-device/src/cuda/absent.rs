@@ -4,7 +4,7 @@
 use super::error::{DriverRefusal, Unavailable};
 use super::info::DeviceInfo;
 use super::pointer::DevicePointer;
-use crate::arena::ArenaLayout;
+use crate::arena::{ArenaLayout, HostArena};
 use crate::error::DeviceError;
 use crate::uploader::{Columns, Segment};
 use crossbeam_channel::Sender;
@@ -40,6 +40,26 @@ pub enum Completion {}
 #[derive(Debug)]
 pub(crate) enum CopyQueue {}
 
+/// A queue of products for one device.
+#[derive(Debug)]
+pub enum ComputeStream {}
+
+/// `f32` numbers in a device's memory.
+#[derive(Debug)]
+pub enum DeviceFloats {}
+
+/// A matrix that a device reaches.
+#[derive(Clone, Debug)]
+pub enum Weights {}
+
+/// A kernel for a product, and why that one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {}
+
+/// A kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kernel {}
+
 /// Where the tensors of an arena lie.
 #[derive(Debug)]
 pub enum Memory {
@@ -71,6 +91,12 @@ pub fn device(_ordinal: u32) -> Result<DeviceInfo, Unavailable> {
 /// Always.
 pub fn driver_version() -> Result<(u32, u32), Unavailable> {
     Err(Unavailable::NotBuilt)
+}
+
+/// The kernel for a product: there is none.
+#[must_use]
+pub fn choose(_dtype: &str, _capability: (u32, u32), _batch: usize) -> Option<Choice> {
+    None
 }
 
 /// Copies from pinned memory to a device.
@@ -216,6 +242,74 @@ impl CopyQueue {
     }
 
     pub(crate) fn recycle(&mut self, _completion: Completion) {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl Weights {
+    #[must_use]
+    pub fn on_device(
+        arena: &Arc<CudaArena>,
+        _tensor: usize,
+        _dtype: &'static str,
+        _rows: u64,
+        _columns: u64,
+    ) -> Option<Self> {
+        match **arena {}
+    }
+
+    pub fn in_host_memory(
+        context: &Arc<Context>,
+        _place: (&Arc<HostArena>, usize),
+        _registered: Option<&Arc<HostRegistration>>,
+        _dtype: &'static str,
+        _rows: u64,
+        _columns: u64,
+    ) -> Result<Option<Self>, DeviceError> {
+        match **context {}
+    }
+
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl DeviceFloats {
+    pub fn new(context: &Arc<Context>, _length: usize) -> Result<Self, DeviceError> {
+        match **context {}
+    }
+
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "as above")]
+    pub fn len(&self) -> usize {
+        match *self {}
+    }
+}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
+impl ComputeStream {
+    pub fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        match **context {}
+    }
+
+    pub fn upload(&mut self, _from: &[f32], _to: &mut DeviceFloats) -> Result<(), DeviceError> {
+        match *self {}
+    }
+
+    pub fn download(&mut self, _from: &DeviceFloats, _to: &mut [f32]) -> Result<(), DeviceError> {
+        match *self {}
+    }
+
+    pub fn matmul(
+        &mut self,
+        _weights: &Weights,
+        _x: &DeviceFloats,
+        _batch: usize,
+        _y: &mut DeviceFloats,
+    ) -> Result<Option<Choice>, DeviceError> {
         match *self {}
     }
 }

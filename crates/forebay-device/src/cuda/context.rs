@@ -2,6 +2,7 @@
 
 use super::driver::Driver;
 use super::error::{DriverRefusal, Unavailable};
+use super::module::Modules;
 use super::query;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUstreamCaptureMode};
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ pub struct Context {
     device: CUdevice,
     ordinal: u32,
     handle: CUcontext,
+    pub(super) modules: Modules,
 }
 
 // SAFETY: a context handle belongs to the process, not to a thread; it is valid until `drop`
@@ -48,7 +50,8 @@ impl Context {
         let code = unsafe { (driver.calls.cuDevicePrimaryCtxRetain)(&raw mut handle, device) };
         let refused = |refusal| Unavailable::Refused { refusal };
         driver.check("cuDevicePrimaryCtxRetain", code).map_err(refused)?;
-        let context = Arc::new(Self { driver, device, ordinal, handle });
+        let context =
+            Arc::new(Self { driver, device, ordinal, handle, modules: Modules::default() });
         *known = Arc::downgrade(&context);
         Ok(context)
     }
@@ -107,6 +110,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        self.unload_modules();
         // SAFETY: retained once by `of`. Whoever has memory, streams or events in this context
         // holds an owner of it, so all of those are gone.
         unsafe { (self.driver.calls.cuDevicePrimaryCtxRelease_v2)(self.device) };

@@ -8,8 +8,9 @@
 
 use super::error::{DriverRefusal, Unavailable};
 use cudarc::driver::sys::{
-    self, CUDA_MEMCPY2D, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent,
-    CUpointer_attribute, CUresult, CUstream, CUstreamCaptureMode,
+    self, CUDA_MEMCPY2D, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
+    CUfunction_attribute, CUjit_option, CUmodule, CUpointer_attribute, CUresult, CUstream,
+    CUstreamCaptureMode,
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -19,8 +20,19 @@ const VERSION_MIN: u32 = 12_000;
 /// A symbol that only the emulated driver of the tests has.
 const EMULATOR_MARK: &[u8] = b"forebay_cuda_emulator\0";
 
+/// The binding of a function: that of the same name, or of a newer version of it with the same
+/// arguments.
+macro_rules! binding {
+    ($name:ident) => {
+        sys::$name
+    };
+    ($name:ident $binding:ident) => {
+        sys::$binding
+    };
+}
+
 macro_rules! driver_calls {
-    ($($name:ident($($argument:ty),*);)*) => {
+    ($($name:ident $(like $binding:ident)? ($($argument:ty),*);)*) => {
         /// The functions of the driver that are used.
         #[derive(Debug)]
         #[allow(non_snake_case, reason = "the driver's names")]
@@ -29,7 +41,7 @@ macro_rules! driver_calls {
         }
 
         // The arguments are those of the bindings, or this does not compile.
-        $(const _: unsafe fn($($argument),*) -> CUresult = sys::$name;)*
+        $(const _: unsafe fn($($argument),*) -> CUresult = binding!($name $($binding)?);)*
 
         impl Calls {
             /// Looks all of them up.
@@ -89,6 +101,16 @@ driver_calls! {
     cuEventRecord(CUevent, CUstream);
     cuEventSynchronize(CUevent);
     cuEventDestroy_v2(CUevent);
+    cuEventElapsedTime like cuEventElapsedTime_v2(*mut f32, CUevent, CUevent);
+    cuModuleLoadDataEx(*mut CUmodule, *const c_void, c_uint, *mut CUjit_option, *mut *mut c_void);
+    cuModuleUnload(CUmodule);
+    cuModuleGetFunction(*mut CUfunction, CUmodule, *const c_char);
+    cuFuncSetAttribute(CUfunction, CUfunction_attribute, c_int);
+    cuLaunchKernel(
+        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
+        *mut *mut c_void, *mut *mut c_void
+    );
+    cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, usize, CUstream);
 }
 
 /// The driver, initialised.

@@ -14,11 +14,17 @@ mod arena;
 #[cfg(feature = "cuda")]
 mod ceiling;
 #[cfg(feature = "cuda")]
+mod compute;
+#[cfg(feature = "cuda")]
 mod context;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
 mod memory;
+#[cfg(feature = "cuda")]
+mod module;
 #[cfg(feature = "cuda")]
 mod query;
 #[cfg(feature = "cuda")]
@@ -30,8 +36,10 @@ mod stream;
 mod present {
     pub use super::arena::{CudaArena, CudaWriter, Memory, ReadBack};
     pub use super::ceiling::upload_ceiling;
+    pub use super::compute::{ComputeStream, DeviceFloats, Weights};
     pub use super::context::Context;
     pub use super::driver::Driver;
+    pub use super::kernels::{Choice, Kernel, choose};
     pub use super::memory::HostRegistration;
     pub use super::query::{device, devices, driver_version};
     pub use super::queue::Completion;

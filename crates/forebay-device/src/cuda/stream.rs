@@ -4,6 +4,7 @@ use super::context::Context;
 use super::error::DriverRefusal;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, CUstream_flags};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A queue of work for a device, independent of all others.
 #[derive(Debug)]
@@ -70,10 +71,18 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DriverRefusal> {
+        Self::with(context, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
+    }
+
+    /// One that notes when it is come to, by the device's clock.
+    pub(super) fn timed(context: &Arc<Context>) -> Result<Self, DriverRefusal> {
+        Self::with(context, 0)
+    }
+
+    fn with(context: &Arc<Context>, flags: u32) -> Result<Self, DriverRefusal> {
         let _entered = context.enter()?;
         let mut handle = std::ptr::null_mut();
-        let flags = CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32
-            | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        let flags = CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | flags;
         // SAFETY: writes one handle to a variable of this frame; a context is current.
         let code = unsafe { (context.driver().calls.cuEventCreate)(&raw mut handle, flags) };
         context.driver().check("cuEventCreate", code)?;
@@ -87,6 +96,22 @@ impl Event {
         let code =
             unsafe { (self.context.driver().calls.cuEventRecord)(self.handle, stream.handle()) };
         self.context.driver().check("cuEventRecord", code)
+    }
+
+    /// From another one to this, both of which were timed and have been come to.
+    pub(super) fn since(&self, begin: &Self) -> Result<Duration, DriverRefusal> {
+        let _entered = self.context.enter()?;
+        let mut milliseconds = 0.0;
+        // SAFETY: both events live; writes one number to a variable of this frame.
+        let code = unsafe {
+            (self.context.driver().calls.cuEventElapsedTime)(
+                &raw mut milliseconds,
+                begin.handle,
+                self.handle,
+            )
+        };
+        self.context.driver().check("cuEventElapsedTime", code)?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 
     /// Sleeps until the device has come to the mark.

@@ -1,0 +1,3 @@
+#include "entries.cuh"
+
+FOREBAY_TYPE(bf16, BF16)

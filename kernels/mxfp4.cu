@@ -1,0 +1,3 @@
+#include "entries.cuh"
+
+FOREBAY_TYPE(mxfp4, MXFP4)

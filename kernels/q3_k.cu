@@ -1,0 +1,3 @@
+#include "entries.cuh"
+
+FOREBAY_TYPE(q3_k, Q3_K)

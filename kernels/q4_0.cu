@@ -1,0 +1,3 @@
+#include "entries.cuh"
+
+FOREBAY_TYPE(q4_0, Q4_0)
