@@ -136,7 +136,10 @@ pub(crate) enum SynthFormat {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
     /// The model to load; a synthetic one is made in a temporary folder if none is given
     pub(crate) model: Option<PathBuf>,
     /// The size of the synthetic model
@@ -170,6 +173,47 @@ pub(crate) struct BenchArguments {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum BenchCommand {
+    /// The matmul kernels: checked against sums in f64, then timed beside the device's memory
+    Kernels(KernelArguments),
+}
+
+#[derive(Args)]
+pub(crate) struct KernelArguments {
+    /// auto, host, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse::<DeviceChoice>)]
+    pub(crate) device: DeviceChoice,
+    /// The types of weights; all that have kernels if none is given
+    #[arg(long, value_delimiter = ',', value_name = "TYPE")]
+    pub(crate) types: Vec<String>,
+    /// Rows and columns of the weights, as MxK; the usual ones of an 8B model if none are given
+    #[arg(long, value_delimiter = ',', value_name = "MxK", value_parser = matrix_shape)]
+    pub(crate) shapes: Vec<(usize, usize)>,
+    /// How many inputs; 1, 4, 16, 64, 128 and 512 if none are given
+    #[arg(long, value_delimiter = ',', value_name = "N", value_parser = batch_size)]
+    pub(crate) batch: Vec<usize>,
+    /// How often each product is timed; medians are shown
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn batch_size(text: &str) -> Result<usize, String> {
+    const BATCH_MAX: usize = 1 << 16;
+    let batch = text.parse().ok().filter(|batch| (1..=BATCH_MAX).contains(batch));
+    batch.ok_or_else(|| format!("'{text}' is no number of inputs from 1 to {BATCH_MAX}"))
+}
+
+fn matrix_shape(text: &str) -> Result<(usize, usize), String> {
+    let shape = text.split_once('x').and_then(|(m, k)| Some((m.parse().ok()?, k.parse().ok()?)));
+    shape
+        .filter(|&(m, k)| m > 0 && k > 0)
+        .ok_or_else(|| format!("'{text}' is no shape: 4096x14336, say"))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

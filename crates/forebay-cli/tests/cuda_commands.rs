@@ -240,3 +240,24 @@ fn verify_reads_back_from_the_devices() {
         assert!(upload_copies(ran.driver.as_ref().unwrap()) > 0);
     }
 }
+
+#[test]
+fn bench_kernels_checks_and_times_products_on_the_device() {
+    let emulator = Emulator::new().devices(1).memory_bytes(256 << 20);
+    let arguments = ["bench", "kernels", "--device", "cuda", "--types", "Q4_0,F16", "--shapes"];
+    let ran = run_on(
+        &emulator,
+        &[&arguments[..], &["40x96", "--batch", "1,16", "--repeat", "1", "--json"]].concat(),
+    );
+    let report = ran.json();
+    assert_eq!(report["emulated"], true);
+    assert!(report["ceiling"]["bytes_per_s"].as_f64().unwrap() > 0.0);
+    let rows = report["rows"].as_array().unwrap();
+    let kernels: Vec<&str> = rows.iter().map(|row| row["kernel"].as_str().unwrap()).collect();
+    assert_eq!(kernels, ["gemv_f16_b1", "gemm_f16", "gemv_q4_0_b1", "gemm_q4_0"]);
+    for row in rows {
+        assert!(row["rel_error"].as_f64().unwrap() < 1e-2, "{row}");
+        assert!(row["seconds"].as_f64().unwrap() > 0.0 && row["m"] == 40 && row["k"] == 96);
+        assert_eq!(row["of_ceiling"].is_null(), row["batch"] == 16, "{row}");
+    }
+}

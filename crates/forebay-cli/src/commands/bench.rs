@@ -4,8 +4,9 @@
 //! rounds are interleaved, so that what else the machine does hits every row alike; medians are
 //! shown.
 
-use crate::args::{BenchArguments, CacheChoice, SynthFormat};
+use crate::args::{BenchArguments, BenchCommand, CacheChoice, SynthFormat};
 use crate::ceiling::{self, SHAPES, Shape};
+use crate::commands::bench_kernels;
 use crate::commands::synth::{self, Recipe};
 use crate::failure::Failure;
 use crate::{interrupt, output, size};
@@ -71,6 +72,9 @@ struct Run {
 }
 
 pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
+    if let Some(BenchCommand::Kernels(kernels)) = &arguments.command {
+        return bench_kernels::run(kernels);
+    }
     // A signal is heard between loads, so that the temporary folder goes away.
     let interrupt = interrupt::flag();
     let (path, _folder) = match &arguments.model {
@@ -324,7 +328,7 @@ fn cached_share(files: &[PathBuf]) -> Result<Option<f64>, Failure> {
     Ok(Some(if all == 0 { 0.0 } else { output::gib(cached) / output::gib(all) }))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

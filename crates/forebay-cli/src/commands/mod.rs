@@ -1,6 +1,7 @@
 //! One module a command.
 
 pub(crate) mod bench;
+pub(crate) mod bench_kernels;
 pub(crate) mod doctor;
 pub(crate) mod inspect;
 pub(crate) mod load;
