@@ -3,6 +3,7 @@
 
 use super::error::{DriverRefusal, Unavailable};
 use super::info::DeviceInfo;
+use super::kernels::Choice;
 use super::pointer::DevicePointer;
 use crate::arena::{ArenaLayout, HostArena};
 use crate::error::DeviceError;
@@ -52,14 +53,6 @@ pub enum DeviceFloats {}
 #[derive(Clone, Debug)]
 pub enum Weights {}
 
-/// A kernel for a product, and why that one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {}
-
-/// A kernel.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Kernel {}
-
 /// Where the tensors of an arena lie.
 #[derive(Debug)]
 pub enum Memory {
@@ -91,12 +84,6 @@ pub fn device(_ordinal: u32) -> Result<DeviceInfo, Unavailable> {
 /// Always.
 pub fn driver_version() -> Result<(u32, u32), Unavailable> {
     Err(Unavailable::NotBuilt)
-}
-
-/// The kernel for a product: there is none.
-#[must_use]
-pub fn choose(_dtype: &str, _capability: (u32, u32), _batch: usize) -> Option<Choice> {
-    None
 }
 
 /// Copies from pinned memory to a device.
@@ -300,6 +287,21 @@ impl ComputeStream {
     }
 
     pub fn download(&mut self, _from: &DeviceFloats, _to: &mut [f32]) -> Result<(), DeviceError> {
+        match *self {}
+    }
+
+    pub fn copy(
+        &mut self,
+        _from: &DeviceFloats,
+        _to: &mut DeviceFloats,
+    ) -> Result<(), DeviceError> {
+        match *self {}
+    }
+
+    pub fn time(
+        &mut self,
+        _queue: impl FnOnce(&mut Self) -> Result<(), DeviceError>,
+    ) -> Result<Duration, DeviceError> {
         match *self {}
     }
 

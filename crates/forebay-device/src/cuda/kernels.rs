@@ -32,8 +32,9 @@ pub struct Kernel {
 }
 
 /// All of them.
-pub(super) const TABLE: &[Kernel] = include!("../../../../kernels/table.rs");
+const TABLE: &[Kernel] = include!("../../../../kernels/table.rs");
 
+#[cfg(feature = "cuda")]
 macro_rules! modules {
     ($($name:literal: $($target:literal)*;)*) => {
         &[$($((
@@ -47,6 +48,7 @@ macro_rules! modules {
 }
 
 /// The modules by name, each ended by a zero, as the driver takes them.
+#[cfg(feature = "cuda")]
 const MODULES: &[(&str, &str)] = modules! {
     "activations": 80;
     "bf16": 75 80;
@@ -70,14 +72,17 @@ const MODULES: &[(&str, &str)] = modules! {
 };
 
 /// A module's text, ended by a zero.
+#[cfg(feature = "cuda")]
 pub(super) fn module(name: &str) -> Option<&'static str> {
     MODULES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
 /// Inputs that are not `f32` are padded with zeros to a multiple of this many.
+#[cfg(feature = "cuda")]
 pub(super) const ROUNDED_COLUMNS: u32 = 128;
 
 /// The kernel that rounds inputs for others: threads of a block, and the inputs that it takes.
+#[cfg(feature = "cuda")]
 pub(super) const ROUNDING_THREADS: u32 = 256;
 
 /// What a launch is asked for, beyond which there is none: of one input, all rows in blocks.
@@ -146,7 +151,7 @@ pub fn choose(dtype: &str, capability: (u32, u32), batch: usize) -> Option<Choic
     Some(Choice { kernel, reason })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
 

@@ -6,6 +6,7 @@
 
 mod error;
 mod info;
+mod kernels;
 mod pointer;
 mod staging;
 
@@ -19,8 +20,6 @@ mod compute;
 mod context;
 #[cfg(feature = "cuda")]
 mod driver;
-#[cfg(feature = "cuda")]
-mod kernels;
 #[cfg(feature = "cuda")]
 mod memory;
 #[cfg(feature = "cuda")]
@@ -39,7 +38,6 @@ mod present {
     pub use super::compute::{ComputeStream, DeviceFloats, Weights};
     pub use super::context::Context;
     pub use super::driver::Driver;
-    pub use super::kernels::{Choice, Kernel, choose};
     pub use super::memory::HostRegistration;
     pub use super::query::{device, devices, driver_version};
     pub use super::queue::Completion;
@@ -52,6 +50,7 @@ mod present;
 
 pub use error::{DriverRefusal, Unavailable};
 pub use info::{DeviceInfo, PcieLink};
+pub use kernels::{Choice, Kernel, choose};
 pub use pointer::DevicePointer;
 pub use present::*;
 pub use staging::{SlotGroup, Staging, StagingShape, release_staging};
