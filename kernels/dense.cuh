@@ -17,11 +17,12 @@ struct Dense {
     u32 q[8];
   };
 
-  // Neighbouring lanes take neighbouring octets.
+  // Neighbouring lanes take neighbouring octets. What is staged may be less than a chunk.
+  template <int Octets = kOctets>
   static __device__ __forceinline__ void load(Cursor chunk, u32 part, Unit& unit) {
     constexpr int kWords = 2 * Bytes;
 #pragma unroll
-    for (int octet = 0; octet < kOctets; ++octet) {
+    for (int octet = 0; octet < Octets; ++octet) {
       u32 words[kWords];
       const Cursor from = chunk + 4 * kWords * (part + 8 * octet);
       if constexpr (kWords % 4 == 0) {

@@ -35,7 +35,11 @@ struct Step {
       typename Type::Unit unit;
       if (exists) {
         const Cursor piece = Pieces::row(product, stage, first_row, row, offset);
-        Type::load(piece, part + kParts * (step % kStepsPerPiece), unit);
+        if constexpr (kDense) {
+          Type::template load<kOctets>(piece, part, unit);
+        } else {
+          Type::load(piece, part + kParts * (step % kStepsPerPiece), unit);
+        }
       }
       u32 at = Type::first(part);
 #pragma unroll 1
