@@ -1,13 +1,12 @@
-//! Products on a device: a stream to queue them on, memory for what goes in and comes out.
+//! Products on a device, and the stream to queue them on.
 
-use super::arena::CudaArena;
 use super::context::Context;
 use super::error::DriverRefusal;
 use super::kernels::{self, Choice, Kernel, ROUNDED_COLUMNS, ROUNDING_THREADS};
-use super::memory::{DeviceMemory, HostRegistration};
+use super::memory::DeviceMemory;
 use super::module::Function;
+use super::operands::{DeviceFloats, Owner, Weights, allocate};
 use super::stream::{Event, Stream};
-use crate::arena::HostArena;
 use crate::error::DeviceError;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -15,164 +14,6 @@ use std::time::Duration;
 
 /// How many owners of memory a stream holds before it waits.
 const USED_MAX: usize = 1 << 14;
-
-/// `f32` numbers in a device's memory.
-#[derive(Debug)]
-pub struct DeviceFloats {
-    context: Arc<Context>,
-    memory: Option<Arc<DeviceMemory>>,
-    length: usize,
-}
-
-impl DeviceFloats {
-    /// Room for `length` numbers, at a multiple of 256 bytes; what they are is undefined.
-    ///
-    /// # Errors
-    /// [`DeviceError::DeviceFull`].
-    pub fn new(context: &Arc<Context>, length: usize) -> Result<Self, DeviceError> {
-        let memory = allocate(context, length.checked_mul(4).ok_or(DeviceError::TooLarge)?)?;
-        Ok(Self { context: Arc::clone(context), memory: memory.map(Arc::new), length })
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    /// Where the first is, in the device's address space; 0 if there is none.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.memory.as_ref().map_or(0, |memory| memory.address())
-    }
-
-    /// The device.
-    #[must_use]
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-}
-
-fn allocate(context: &Arc<Context>, bytes: usize) -> Result<Option<DeviceMemory>, DeviceError> {
-    if bytes == 0 {
-        return Ok(None);
-    }
-    let refused = |refusal| DeviceError::driver(&context.name(), refusal);
-    let memory = DeviceMemory::new(context, bytes).map_err(refused)?;
-    memory.map(Some).ok_or_else(|| DeviceError::DeviceFull {
-        device: context.name(),
-        needed_bytes: bytes as u64,
-        free_bytes: context.memory_bytes().ok().map(|(free, _)| free),
-    })
-}
-
-/// A matrix that a device reaches, whole: row after row, in the blocks of its type.
-#[derive(Clone, Debug)]
-pub struct Weights {
-    context: Arc<Context>,
-    /// Its first byte, in the device's address space.
-    address: u64,
-    dtype: &'static str,
-    rows: u32,
-    columns: u32,
-    row_bytes: u64,
-    /// Whose memory it is.
-    owner: Owner,
-}
-
-/// Keeps memory that a device uses.
-#[derive(Clone, Debug)]
-#[allow(dead_code, reason = "held for its drop")]
-enum Owner {
-    Device(Arc<CudaArena>),
-    Host(Arc<HostArena>, Option<Arc<HostRegistration>>),
-    Numbers(Arc<DeviceMemory>),
-}
-
-impl Weights {
-    /// A tensor of an arena on a device as a matrix of `rows` × `columns` elements of `dtype`, as
-    /// formats spell it. `None` if it is not published yet, or larger than kernels count.
-    ///
-    /// # Panics
-    /// If its bytes are not `rows` rows of equal length.
-    #[must_use]
-    pub fn on_device(
-        arena: &Arc<CudaArena>,
-        tensor: usize,
-        dtype: &'static str,
-        rows: u64,
-        columns: u64,
-    ) -> Option<Self> {
-        let (address, bytes) = arena.tensor(tensor)?;
-        let (context, owner) = (Arc::clone(arena.context()), Owner::Device(Arc::clone(arena)));
-        Self::new(context, owner, address, bytes, dtype, rows, columns)
-    }
-
-    /// The same for a tensor in the machine's memory, which a GPU without memory of its own
-    /// computes in; registered, if the GPU needs that.
-    ///
-    /// # Panics
-    /// As [`Weights::on_device`].
-    ///
-    /// # Errors
-    /// What the driver answers.
-    pub fn in_host_memory(
-        context: &Arc<Context>,
-        (arena, tensor): (&Arc<HostArena>, usize),
-        registered: Option<&Arc<HostRegistration>>,
-        dtype: &'static str,
-        rows: u64,
-        columns: u64,
-    ) -> Result<Option<Self>, DeviceError> {
-        let Some(bytes) = arena.tensor(tensor) else { return Ok(None) };
-        let start = arena.region().start().addr() as u64;
-        let base = match registered {
-            Some(registered) => registered
-                .device_address()
-                .map_err(|refusal| DeviceError::driver(&context.name(), refusal))?,
-            None => start,
-        };
-        let address = base + (bytes.as_ptr().addr() as u64 - start);
-        let owner = Owner::Host(Arc::clone(arena), registered.cloned());
-        let (context, length) = (Arc::clone(context), bytes.len() as u64);
-        Ok(Self::new(context, owner, address, length, dtype, rows, columns))
-    }
-
-    fn new(
-        context: Arc<Context>,
-        owner: Owner,
-        address: u64,
-        bytes: u64,
-        dtype: &'static str,
-        rows: u64,
-        columns: u64,
-    ) -> Option<Self> {
-        let row_bytes = bytes.checked_div(rows).unwrap_or(0);
-        assert_eq!(row_bytes * rows, bytes, "{bytes} bytes in {rows} rows");
-        // Kernels count in `int`.
-        let narrow = |count: u64| i32::try_from(count).ok()?.try_into().ok();
-        let (rows, columns) = (narrow(rows)?, narrow(columns)?);
-        Some(Self { context, address, dtype, rows, columns, row_bytes, owner })
-    }
-
-    /// The device.
-    #[must_use]
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    /// Elements of an output, and of an input.
-    #[must_use]
-    pub fn shape(&self) -> (u32, u32) {
-        (self.rows, self.columns)
-    }
-}
 
 /// A queue of products for one device. Each waits for those before it on the same stream. What it
 /// reads and writes lives until it has come past it; results are there after
@@ -322,7 +163,7 @@ impl ComputeStream {
         let lengths = (columns as usize * batch, rows as usize * batch);
         assert_eq!((x.len(), y.len()), lengths, "{rows} x {columns}, {batch} inputs");
         let here = self.context().ordinal();
-        let ordinals = [&weights.context, &x.context, &y.context].map(|it| it.ordinal());
+        let ordinals = [weights.context(), x.context(), y.context()].map(|it| it.ordinal());
         assert_eq!(ordinals, [here; 3], "all on the stream's device");
         if y.is_empty() {
             return Ok(None);
@@ -342,8 +183,7 @@ impl ComputeStream {
             self.synchronize()?;
         }
         self.used.push(weights.owner.clone());
-        let numbers = [&x.memory, &y.memory].into_iter().flatten();
-        self.used.extend(numbers.map(|memory| Owner::Numbers(Arc::clone(memory))));
+        self.used.extend([x.owner(), y.owner()].into_iter().flatten());
         let x = match kernel.inputs {
             "f32" => x.address(),
             operand => self.round(kernel, operand, x, columns, batch)?,
@@ -475,8 +315,7 @@ impl ComputeStream {
         let context = Arc::clone(self.context());
         let _entered = context.enter().map_err(|refusal| self.refused(refusal))?;
         let (bytes, stream) = (4 * from.len(), self.stream.0.handle());
-        let numbers = [&from.memory, &to.memory].into_iter().flatten();
-        self.used.extend(numbers.map(|memory| Owner::Numbers(Arc::clone(memory))));
+        self.used.extend([from.owner(), to.owner()].into_iter().flatten());
         // SAFETY: both have these bytes, and are kept in `used` until the stream has come past.
         let code = unsafe {
             (context.driver().calls.cuMemcpyDtoDAsync_v2)(

@@ -25,20 +25,25 @@ mod memory;
 #[cfg(feature = "cuda")]
 mod module;
 #[cfg(feature = "cuda")]
+mod operands;
+#[cfg(feature = "cuda")]
 mod query;
 #[cfg(feature = "cuda")]
 mod queue;
 #[cfg(feature = "cuda")]
 mod stream;
+#[cfg(feature = "cuda")]
+mod transfer;
 
 #[cfg(feature = "cuda")]
 mod present {
     pub use super::arena::{CudaArena, CudaWriter, Memory, ReadBack};
     pub use super::ceiling::upload_ceiling;
-    pub use super::compute::{ComputeStream, DeviceFloats, Weights};
+    pub use super::compute::ComputeStream;
     pub use super::context::Context;
     pub use super::driver::Driver;
     pub use super::memory::HostRegistration;
+    pub use super::operands::{DeviceFloats, Weights};
     pub use super::query::{device, devices, driver_version};
     pub use super::queue::Completion;
     pub(crate) use super::queue::CopyQueue;

@@ -4,6 +4,7 @@ mod build;
 mod cutting;
 mod facts;
 mod in_place;
+mod placing;
 pub(crate) mod reads;
 mod repack;
 mod residence;
