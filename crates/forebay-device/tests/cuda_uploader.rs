@@ -420,9 +420,9 @@ fn a_refused_copy_leaves_the_slot_with_the_uploader_until_that_is_dropped() {
 #[test]
 fn a_device_that_fails_later_is_told_with_the_read_and_keeps_the_slot() {
     // The other device takes its time, so that its copy out of the slot completes last.
-    let emulator = Emulator::new().devices(2).device(0, |device| device.stall_copy(2, 150));
+    let emulator = Emulator::new().devices(2).device(0, |device| device.stall_copy(2, 1500));
     // Not before its event is recorded.
-    let turn = turn(&emulator.device(1, |device| device.fail_copy(2, 719).stall_copy(2, 50)));
+    let turn = turn(&emulator.device(1, |device| device.fail_copy(2, 719).stall_copy(2, 700)));
     {
         let (_first, to_first) = arena(0, &[1000, 1000]);
         let (_second, to_second) = arena(1, &[1000, 1000]);
