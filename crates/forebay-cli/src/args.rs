@@ -45,7 +45,8 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct InspectArguments {
-    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    /// A .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder that holds one
+    /// model
     pub(crate) model: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -57,7 +58,8 @@ pub(crate) struct InspectArguments {
 
 #[derive(Args)]
 pub(crate) struct PlanArguments {
-    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    /// A .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder that holds one
+    /// model
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) policy: PolicyArguments,
@@ -71,7 +73,8 @@ pub(crate) struct PlanArguments {
 
 #[derive(Args)]
 pub(crate) struct LoadArguments {
-    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    /// A .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder that holds one
+    /// model
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) policy: PolicyArguments,
@@ -85,7 +88,8 @@ pub(crate) struct LoadArguments {
 
 #[derive(Args)]
 pub(crate) struct VerifyArguments {
-    /// A .gguf or .safetensors file, a *.safetensors.index.json, or a folder that holds one model
+    /// A .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder that holds one
+    /// model
     pub(crate) model: PathBuf,
     /// Lines of `sha256  name`
     #[arg(long)]

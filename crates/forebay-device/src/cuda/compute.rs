@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::error::DriverRefusal;
-use super::kernels::{self, Choice, Kernel, ROUNDED_COLUMNS, ROUNDING_THREADS};
+use super::kernels::{self, Choice, ROUNDED_COLUMNS, ROUNDING_THREADS};
 use super::memory::DeviceMemory;
 use super::module::Function;
 use super::operands::{DeviceFloats, Owner, Weights, allocate};
@@ -186,7 +186,7 @@ impl ComputeStream {
         self.used.extend([x.owner(), y.owner()].into_iter().flatten());
         let x = match kernel.inputs {
             "f32" => x.address(),
-            operand => self.round(kernel, operand, x, columns, batch)?,
+            operand => self.round(operand, x, columns, batch)?,
         };
         let (mut w, mut x, mut y) = (weights.address, x, y.address());
         let (mut m, mut k, mut batch_of) = (rows, columns, batch);
@@ -218,7 +218,6 @@ impl ComputeStream {
     /// Queues the rounding of the inputs for tensor cores, and says where they will be.
     fn round(
         &mut self,
-        kernel: &Kernel,
         operand: &str,
         x: &DeviceFloats,
         columns: u32,
@@ -233,11 +232,8 @@ impl ComputeStream {
             self.rounded = allocate(self.context(), bytes)?.map(|memory| (memory, bytes));
         }
         let rounded = self.rounded.as_ref().map_or(0, |(memory, _)| memory.address());
-        let (ptx, entry) = match (kernel.capability_min, operand) {
-            (80.., "f16") => ("activations.compute_80.ptx", "activations_f16"),
-            _ => ("activations.compute_80.ptx", "activations_bf16"),
-        };
-        let function = self.context().function(ptx, entry, 0)?;
+        let entry = if operand == "f16" { "activations_f16" } else { "activations_bf16" };
+        let function = self.context().function("activations.compute_80.ptx", entry, 0)?;
         let (mut from, mut to, mut k) = (x.address(), rounded, columns);
         let mut parameters: [*mut c_void; 3] =
             [(&raw mut from).cast(), (&raw mut to).cast(), (&raw mut k).cast()];

@@ -81,11 +81,11 @@ pub(super) fn module(name: &str) -> Option<&'static str> {
 #[cfg(feature = "cuda")]
 pub(super) const ROUNDED_COLUMNS: u32 = 128;
 
-/// The kernel that rounds inputs for others: threads of a block, and the inputs that it takes.
+/// Threads of a block of the kernels that round inputs; each rounds two.
 #[cfg(feature = "cuda")]
 pub(super) const ROUNDING_THREADS: u32 = 256;
 
-/// What a launch is asked for, beyond which there is none: of one input, all rows in blocks.
+/// A grid is at most so high: so many blocks of inputs can be launched at once.
 const GRID_Y_MAX: u32 = 65_535;
 
 /// A kernel for a product, and why that one.

@@ -163,7 +163,8 @@ impl Drop for Staging {
 }
 
 /// Unpins and gives back the staging memory that is kept for later loads. With it goes the device's
-/// context, if no tensor holds that.
+/// context, if no tensor holds that. Whoever resets a device (`cudaDeviceReset`) calls this first:
+/// what was pinned does not outlive its context.
 pub fn release_staging() {
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(kept);
