@@ -247,7 +247,9 @@ fn upload_to_device(
     let completions = uploader.completions();
     let mut lengths = BTreeMap::new();
     let give_back = |drained: Option<Drained>| {
-        drained.into_iter().for_each(|it| free.send(it.slot).expect("room for every slot"));
+        drained
+            .into_iter()
+            .for_each(|it| free.send(it.slot.release()).expect("room for every slot"));
     };
     let mut filled = Some(full).filter(|_| leaves_after > 0);
     while filled.is_some() || uploader.in_flight() > 0 {

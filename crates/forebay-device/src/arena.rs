@@ -1,6 +1,7 @@
 //! An arena in ordinary memory, its writer, and the places that reads fill by themselves.
 
 use crate::error::DeviceError;
+use crate::pool::Bay;
 use forebay_mem::{Alignment, Place, PlaceWatch, Region};
 use std::fmt;
 use std::ops::Range;
@@ -68,7 +69,7 @@ struct Home {
     published: AtomicBool,
 }
 
-/// Memory for a set of tensors, in one huge-page region.
+/// Memory for a set of tensors, in one huge-page region or a part of one.
 ///
 /// A tensor is filled by the arena's one [`HostWriter`], and by reads into the places that it gave
 /// out, until it is published, and read by anybody after that, never both.
@@ -76,6 +77,8 @@ struct Home {
 pub struct HostArena {
     region: Arc<Region>,
     homes: Vec<Home>,
+    /// The part of the region that is the arena's, if others have the rest.
+    _bay: Option<Bay>,
 }
 
 impl HostArena {
@@ -94,14 +97,30 @@ impl HostArena {
             needed_bytes: layout.bytes,
             source,
         })?;
-        let homes = layout
-            .tensors
-            .iter()
-            .map(|range| Home { range: inside(range), published: AtomicBool::new(false) });
-        let arena = Arc::new(Self { region: Arc::new(region), homes: homes.collect() });
+        Ok(Self::of(Arc::new(region), None, layout))
+    }
+
+    /// In a bay of that region, which the caller has found to be long enough.
+    pub(crate) fn in_bay(
+        region: Arc<Region>,
+        bay: Bay,
+        layout: &ArenaLayout,
+    ) -> (Arc<Self>, HostWriter) {
+        assert!(layout.is_disjoint(), "tensors of one arena share memory");
+        Self::of(region, Some(bay), layout)
+    }
+
+    fn of(region: Arc<Region>, bay: Option<Bay>, layout: &ArenaLayout) -> (Arc<Self>, HostWriter) {
+        let start = bay.as_ref().map_or(0, Bay::start);
+        let home = |range: &Range<u64>| {
+            let range = inside(&(start + range.start..start + range.end));
+            Home { range, published: AtomicBool::new(false) }
+        };
+        let homes = layout.tensors.iter().map(home).collect();
+        let arena = Arc::new(Self { region, homes, _bay: bay });
         let arrangements = (0..layout.tensors.len()).map(|_| None).collect();
         let writer = HostWriter { arena: Arc::clone(&arena), arrangements, places: Vec::new() };
-        Ok((arena, writer))
+        (arena, writer)
     }
 
     /// The memory, for placing it on a node before it is populated.
@@ -118,7 +137,7 @@ impl HostArena {
             return None;
         }
         let start = self.region.at(home.range.start);
-        // SAFETY: the range lies in the region, which `self` owns; it is initialised (anonymous
+        // SAFETY: the range lies in the region, or in the bay of it, that `self` owns; it is initialised (anonymous
         // memory is zeroed); and the one writer touches no published tensor, nor does a read, as
         // all places in it have been returned: nothing changes it while the slice lives.
         Some(unsafe { std::slice::from_raw_parts(start, home.range.len()) })

@@ -9,8 +9,10 @@
 mod arena;
 pub mod cuda;
 mod error;
+mod pool;
 mod uploader;
 
 pub use arena::{ArenaLayout, Arrange, HostArena, HostWriter};
 pub use error::DeviceError;
+pub use pool::{Bay, BayArena, Pool};
 pub use uploader::{Columns, Drained, Segment, Uploader, Writer};

@@ -4,7 +4,7 @@ use crate::arena::HostWriter;
 use crate::cuda::{Completion, CopyQueue, CudaWriter};
 use crate::error::DeviceError;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use forebay_mem::{Draining, Free, Slot};
+use forebay_mem::{Draining, Slot};
 use std::ops::Range;
 
 /// A piece of a slot and where it belongs.
@@ -43,8 +43,8 @@ pub enum Writer {
 /// A slot whose copies have all completed, and the read it held.
 #[derive(Debug)]
 pub struct Drained {
-    /// To be filled again.
-    pub slot: Slot<Free>,
+    /// To be released, or kept with what it holds.
+    pub slot: Slot<Draining>,
     /// As it was given to [`Uploader::upload`].
     pub read: usize,
 }
@@ -69,8 +69,8 @@ struct Pending {
 pub struct Uploader {
     /// One a CUDA device; dropped before the slots that they read from.
     queues: Vec<CopyQueue>,
-    /// With the queue that serves it, if one does.
-    writers: Vec<(Writer, Option<usize>)>,
+    /// With the queue that serves it, if one does; `None` for numbers that are free.
+    writers: Vec<Option<(Writer, Option<usize>)>>,
     /// By index of the slot.
     pending: Vec<Option<Pending>>,
     in_flight: usize,
@@ -95,7 +95,7 @@ impl Uploader {
         let mut served = Vec::with_capacity(writers.len());
         for writer in writers {
             let queue = queue_of(&writer, &mut queues, most, &finished)?;
-            served.push((writer, queue));
+            served.push(Some((writer, queue)));
         }
         let pending = (0..slots).map(|_| None).collect();
         let (writers, in_flight, copies) = (served, 0, 0);
@@ -119,7 +119,7 @@ impl Uploader {
         segments: &[Segment],
     ) -> Result<Option<Drained>, DeviceError> {
         if slot.is_aimed() {
-            return Ok(Some(Drained { slot: slot.release(), read }));
+            return Ok(Some(Drained { slot, read }));
         }
         // From here on the slot is where the drop finds it, whatever happens.
         let index = slot.index();
@@ -127,7 +127,8 @@ impl Uploader {
             self.pending[index].insert(Pending { slot, read, devices: 0, has_failed: false });
         self.in_flight += 1;
         let mut refused = None;
-        for (own, (writer, queue)) in self.writers.iter_mut().enumerate() {
+        for (own, served) in self.writers.iter_mut().enumerate() {
+            let Some((writer, queue)) = served else { continue };
             let mut of_arena = segments.iter().filter(|segment| segment.arena == own).peekable();
             if of_arena.peek().is_none() || refused.is_some() {
                 continue;
@@ -166,7 +167,7 @@ impl Uploader {
         let is_drained = |it: &mut Pending| it.devices == 0 && !it.has_failed;
         let drained = self.pending[index].take_if(is_drained)?;
         self.in_flight -= 1;
-        Some(Drained { slot: drained.slot.release(), read: drained.read })
+        Some(Drained { slot: drained.slot, read: drained.read })
     }
 
     /// Where completions come from, for waiting on it beside other channels. To be handed to
@@ -208,10 +209,39 @@ impl Uploader {
     /// All bytes of a tensor have been copied, and the copies have completed: from now on others
     /// may look at it, and nothing is written to it again.
     pub fn publish(&mut self, arena: usize, tensor: usize) {
-        match &mut self.writers[arena].0 {
-            Writer::Host(writer) => writer.publish(tensor),
-            Writer::Cuda(writer) => writer.publish(tensor),
+        match &mut self.writers[arena] {
+            Some((Writer::Host(writer), _)) => writer.publish(tensor),
+            Some((Writer::Cuda(writer), _)) => writer.publish(tensor),
+            None => panic!("there is no arena {arena}"),
         }
+    }
+
+    /// Takes one more arena, and says by which number segments name it. Where arenas of devices
+    /// come later, `new` is given an empty one of each device.
+    ///
+    /// # Panics
+    /// If it is on a device that none of the arenas given to [`Uploader::new`] is on.
+    pub fn attach(&mut self, writer: Writer) -> usize {
+        let queue = match &writer {
+            Writer::Host(_) => None,
+            Writer::Cuda(writer) => Some(writer.arena().context().ordinal()),
+        };
+        let queue = queue.map(|ordinal| {
+            let of_device = |queue: &CopyQueue| queue.context().ordinal() == ordinal;
+            self.queues.iter().position(of_device).expect("the device has a queue")
+        });
+        let index = self.writers.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.writers.push(None);
+            self.writers.len() - 1
+        });
+        self.writers[index] = Some((writer, queue));
+        index
+    }
+
+    /// Lets go of an arena that was attached, of which nothing is under way any more. Its number may
+    /// be given to another.
+    pub fn detach(&mut self, arena: usize) {
+        self.writers[arena] = None;
     }
 }
 

@@ -451,7 +451,7 @@ fn a_device_that_fails_later_is_told_with_the_read_and_keeps_the_slot() {
         assert!(errors.iter().any(|it| matches!(it, DeviceError::Copy { read: 41, .. })));
         assert!(back.iter().all(|drained| drained.read != 41), "the slot was handed back");
         assert!(uploader.in_flight() >= 1, "the slot stays until the drop");
-        drop(uploader);
+        drop((uploader, back));
         assert_eq!(slab.census().draining, 0);
     }
     turn.end();
@@ -494,7 +494,7 @@ fn with_events_that_are_always_complete_slots_come_back_too_early() {
         for (read, chunk) in bytes.chunks(100_000).enumerate() {
             let segments = [segment(0, 0, 0, read as u64 * 100_000, 100_000)];
             uploader.upload(full(slot, chunk), read, &segments).unwrap();
-            slot = settle_all(&mut uploader).pop().unwrap().slot;
+            slot = settle_all(&mut uploader).pop().unwrap().slot.release();
         }
         uploader.publish(0, 0);
         drop(uploader);
@@ -530,7 +530,7 @@ fn slots_go_round_and_every_byte_arrives() {
                 Some(slot) => slot,
                 None => loop {
                     if let Some(drained) = settle(&mut uploader).unwrap() {
-                        break drained.slot;
+                        break drained.slot.release();
                     }
                 },
             };
@@ -548,7 +548,10 @@ fn slots_go_round_and_every_byte_arrives() {
                 expected[to].extend(&chunk[start..start + bytes]);
             }
             free.extend(
-                uploader.upload(full(slot, chunk), read, &segments).unwrap().map(|it| it.slot),
+                uploader
+                    .upload(full(slot, chunk), read, &segments)
+                    .unwrap()
+                    .map(|it| it.slot.release()),
             );
         }
         settle_all(&mut uploader);
@@ -582,8 +585,8 @@ fn columns_arrive_without_gaps_however_the_rows_are_cut() {
             let segments = [segment(0, 0, 0, at, length), segment(1, 0, 0, at, length)];
             // A piece may hold nothing of one device's, or of the other's.
             slot = match uploader.upload(full(slot, piece), read, &segments).unwrap() {
-                Some(drained) => drained.slot,
-                None => settle_all(&mut uploader).pop().unwrap().slot,
+                Some(drained) => drained.slot.release(),
+                None => settle_all(&mut uploader).pop().unwrap().slot.release(),
             };
         }
         uploader.publish(0, 0);

@@ -18,6 +18,7 @@ mod cancel;
 mod engine;
 mod failure;
 mod fault;
+mod feed;
 mod file;
 mod ladder;
 mod prefetch;
@@ -30,6 +31,7 @@ pub use engine::{
 };
 pub use failure::{FailureKind, ReadFailure};
 pub use fault::Fault;
+pub use feed::Feed;
 pub use file::{FileIdentity, ModelFile, OpenError, OpenErrorKind};
 pub use ladder::{Access, Fallback, Performer, Rung, Step, StepAt};
 pub use nix::errno::Errno;

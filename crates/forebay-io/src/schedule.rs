@@ -18,6 +18,7 @@
 mod refusals;
 
 use crate::failure::{FailureKind, ReadFailure};
+use crate::feed::Feed;
 use crate::ladder::{Access, Fallback, Performer, Step};
 use forebay_mem::Alignment;
 use nix::errno::Errno;
@@ -72,6 +73,8 @@ pub enum Completion {
     Done {
         /// Index of the read.
         read: usize,
+        /// The read as it was asked for.
+        spec: ReadSpec,
         /// How many bytes of the slot are valid (at least the read's `need_bytes`).
         bytes: u32,
     },
@@ -102,6 +105,7 @@ impl ByAccess {
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     read: usize,
+    spec: ReadSpec,
     received: u32,
     /// The access of the operation in flight.
     access: Access,
@@ -120,12 +124,20 @@ struct FileState {
     bytes: ByAccess,
 }
 
+/// Where the reads come from.
+#[derive(Debug)]
+enum Order {
+    /// All are known from the start.
+    Planned { reads: Arc<[ReadSpec]>, next: usize },
+    /// They are asked for meanwhile.
+    Fed(Feed),
+}
+
 /// The state of a load's reads.
 #[derive(Debug)]
 pub struct Schedule {
-    reads: Arc<[ReadSpec]>,
-    next: usize,
-    done: usize,
+    order: Order,
+    in_flight: usize,
     flights: Vec<Option<Flight>>,
     files: Vec<FileState>,
     performer: Performer,
@@ -148,16 +160,39 @@ impl Schedule {
         performer: Performer,
         fallback: Fallback,
     ) -> Self {
+        debug_assert!(reads.iter().all(|read| (1..=read.bytes).contains(&read.need_bytes)));
+        let order = Order::Planned { reads, next: 0 };
+        Self::of(order, direct_offsets, slots, performer, fallback)
+    }
+
+    /// A schedule of whatever `feed` is asked for, until it is closed; else as [`Schedule::new`].
+    /// Reads bear the numbers that the feed was given with them.
+    #[must_use]
+    pub fn fed(
+        feed: Feed,
+        direct_offsets: &[Alignment],
+        slots: usize,
+        performer: Performer,
+        fallback: Fallback,
+    ) -> Self {
+        Self::of(Order::Fed(feed), direct_offsets, slots, performer, fallback)
+    }
+
+    fn of(
+        order: Order,
+        direct_offsets: &[Alignment],
+        slots: usize,
+        performer: Performer,
+        fallback: Fallback,
+    ) -> Self {
         let state = |&direct_offset| FileState {
             direct_offset,
             refused: [false; 4],
             bytes: ByAccess::default(),
         };
-        debug_assert!(reads.iter().all(|read| (1..=read.bytes).contains(&read.need_bytes)));
         Self {
-            reads,
-            next: 0,
-            done: 0,
+            order,
+            in_flight: 0,
             flights: vec![None; slots],
             files: direct_offsets.iter().map(state).collect(),
             performer,
@@ -170,28 +205,57 @@ impl Schedule {
         }
     }
 
-    /// The read that is started next; `None` if there is none left.
+    /// The read that is started next, where that is known.
     #[must_use]
     pub fn next_read(&self) -> Option<usize> {
-        (self.next < self.reads.len()).then_some(self.next)
+        match &self.order {
+            Order::Planned { reads, next } => (*next < reads.len()).then_some(*next),
+            Order::Fed(_) => None,
+        }
     }
 
-    /// Binds the next read to `slot`. `None` if there is none left, or the load has stopped.
+    /// Whether there is a read to start now.
+    #[must_use]
+    pub fn has_next(&self) -> bool {
+        match &self.order {
+            Order::Planned { reads, next } => *next < reads.len(),
+            Order::Fed(feed) => !feed.is_empty(),
+        }
+    }
+
+    /// Where its reads come from, if they are asked for meanwhile.
+    #[must_use]
+    pub fn feed(&self) -> Option<&Feed> {
+        match &self.order {
+            Order::Planned { .. } => None,
+            Order::Fed(feed) => Some(feed),
+        }
+    }
+
+    /// Binds the next read to `slot`. `None` if there is none now, or the load has stopped.
     ///
     /// # Panics
     /// If the slot has a read in flight: two owners would be a bug of the engine.
     pub fn start(&mut self, slot: usize) -> Option<Op> {
-        if self.failure.is_some() || self.next == self.reads.len() {
+        if self.failure.is_some() {
             return None;
         }
         assert!(self.flights[slot].is_none(), "slot {slot} is in flight already");
-        let read = self.next;
-        self.next += 1;
-        let access = self.reads[read].access;
+        let (read, spec) = match &mut self.order {
+            Order::Planned { reads, next } => {
+                let read = *next;
+                let spec = *reads.get(read)?;
+                *next += 1;
+                (read, spec)
+            }
+            Order::Fed(feed) => feed.next()?,
+        };
+        self.in_flight += 1;
         self.flights[slot] = Some(Flight {
             read,
+            spec,
             received: 0,
-            access,
+            access: spec.access,
             performer: self.performer,
             lowered: false,
             tries: 0,
@@ -207,7 +271,7 @@ impl Schedule {
         if self.failure.is_some() {
             return None;
         }
-        let spec = self.reads[flight.read];
+        let spec = flight.spec;
         let offset = spec.offset + u64::from(flight.received);
         flight.performer = self.performer;
         flight.access = self.effective(&spec, &flight);
@@ -245,10 +309,10 @@ impl Schedule {
         let mut flight = self.flights[slot].expect("an engine completes only what it was given");
         self.ops += 1;
         if self.failure.is_some() {
-            self.flights[slot] = None;
+            self.land(slot);
             return Completion::Stop;
         }
-        let spec = self.reads[flight.read];
+        let spec = flight.spec;
         flight.patient = false;
         match result {
             Ok(0) => self.fail(&flight, FailureKind::EndOfFile),
@@ -258,9 +322,8 @@ impl Schedule {
                 flight.tries = 0;
                 self.files[spec.file].bytes.0[flight.access.index()] += u64::from(count);
                 if flight.received >= spec.need_bytes {
-                    self.flights[slot] = None;
-                    self.done += 1;
-                    return Completion::Done { read: flight.read, bytes: flight.received };
+                    self.land(slot);
+                    return Completion::Done { read: flight.read, spec, bytes: flight.received };
                 }
             }
             // ECANCELED is how a performer on its way out calls its operations back.
@@ -275,11 +338,16 @@ impl Schedule {
         }
         self.flights[slot] = Some(flight);
         let Some(again) = self.op(slot) else {
-            self.flights[slot] = None;
+            self.land(slot);
             return Completion::Stop;
         };
         self.resubmitted += 1;
         Completion::Again(again)
+    }
+
+    fn land(&mut self, slot: usize) {
+        self.flights[slot] = None;
+        self.in_flight -= 1;
     }
 
     /// Stops the load: `start` and `op` yield nothing more. The first cause stays.
@@ -296,13 +364,16 @@ impl Schedule {
     /// Whether every read is done.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.done == self.reads.len()
+        self.in_flight == 0 && self.is_all_started()
     }
 
-    /// Whether every read has been started.
+    /// Whether every read has been started, and no more will be asked for.
     #[must_use]
     pub fn is_all_started(&self) -> bool {
-        self.next == self.reads.len()
+        match &self.order {
+            Order::Planned { reads, next } => *next == reads.len(),
+            Order::Fed(feed) => feed.is_over(),
+        }
     }
 
     /// Why it stopped, if it did.
@@ -329,14 +400,17 @@ impl Schedule {
         (self.ops, self.resubmitted)
     }
 
-    /// The reads of the plan.
+    /// The reads that were known from the start.
     #[must_use]
     pub fn reads(&self) -> &[ReadSpec] {
-        &self.reads
+        match &self.order {
+            Order::Planned { reads, .. } => reads,
+            Order::Fed(_) => &[],
+        }
     }
 
     fn fail(&mut self, flight: &Flight, kind: FailureKind) {
-        let spec = self.reads[flight.read];
+        let spec = flight.spec;
         let offset = spec.offset + u64::from(flight.received);
         self.stop(ReadFailure { kind, read: Some(flight.read), file: Some(spec.file), offset });
     }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   Free ──fill──▶ Filling ──filled(n)──▶ Full ──drain──▶ Draining ──release──▶ Free
+//!                                           ▲                 │
+//!                                           └───── keep ──────┘
 //! ```
 //!
 //! A slot is a token that moves, so exactly one owner exists at any time: the free list, the
@@ -301,6 +303,13 @@ impl Slot<Draining> {
         unsafe { std::slice::from_raw_parts(self.start(), self.bytes) }
     }
 
+    /// All copies out of it have completed, and it is wanted again as it is.
+    #[must_use]
+    pub fn keep(self) -> Slot<Full> {
+        let bytes = self.bytes;
+        self.advance(STATE_FULL, bytes)
+    }
+
     /// All copies out of it have completed.
     #[must_use]
     pub fn release(self) -> Slot<Free> {
@@ -320,6 +329,8 @@ mod tests {
         filling.buffer()[..3].copy_from_slice(b"abc");
         let draining = filling.filled(3).drain();
         assert_eq!(draining.bytes(), b"abc");
+        let draining = draining.keep().drain();
+        assert_eq!(draining.bytes(), b"abc", "what is kept stays as it is");
         free.push(draining.release());
         assert_eq!(slab.census(), SlotCensus { free: 3, ..SlotCensus::default() });
     }

@@ -7,7 +7,8 @@ use super::kernels::Choice;
 use super::pointer::DevicePointer;
 use crate::arena::{ArenaLayout, HostArena};
 use crate::error::DeviceError;
-use crate::uploader::{Columns, Segment};
+use crate::pool::{Bay, BayArena};
+use crate::uploader::{Columns, Segment, Writer};
 use crossbeam_channel::Sender;
 use forebay_mem::{Draining, Filling, Region, Slot};
 use std::sync::Arc;
@@ -28,6 +29,20 @@ pub enum CudaWriter {}
 /// Memory of the machine that the driver has pinned.
 #[derive(Debug)]
 pub enum HostRegistration {}
+
+/// An allocation that bays are taken of.
+#[derive(Debug)]
+pub enum PoolMemory {}
+
+impl PoolMemory {
+    pub(crate) fn new(context: &Arc<Context>, _bytes: u64) -> Result<Self, DeviceError> {
+        match **context {}
+    }
+
+    pub(crate) fn arena(&self, _bay: Bay, _layout: &ArenaLayout) -> (BayArena, Writer) {
+        match *self {}
+    }
+}
 
 /// Reads tensors back through a slot of staging memory.
 #[derive(Debug)]

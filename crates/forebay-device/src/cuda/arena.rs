@@ -3,11 +3,13 @@
 use super::context::Context;
 use super::error::DriverRefusal;
 use super::memory::{self, DeviceMemory};
+use super::operands;
 use super::pointer::DevicePointer;
 use super::stream::{Event, Stream};
 use super::transfer::{Transfer, inside};
 use crate::arena::ArenaLayout;
 use crate::error::DeviceError;
+use crate::pool::Bay;
 use crate::uploader::{Columns, Segment};
 use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype};
 use forebay_mem::{Draining, Filling, Slot};
@@ -42,7 +44,15 @@ pub struct CudaArena {
     /// What to copy back with, made by the first who does.
     reader: Mutex<Option<(Stream, Event)>>,
     /// Dropped last: nothing refers to the memory any more then.
-    _memory: Option<DeviceMemory>,
+    _memory: Option<Backing>,
+}
+
+/// Whose memory it is.
+#[derive(Debug)]
+#[allow(dead_code, reason = "held for its drop")]
+enum Backing {
+    Own(DeviceMemory),
+    Bay(Bay),
 }
 
 impl CudaArena {
@@ -81,11 +91,37 @@ impl CudaArena {
                 (None, pointers.iter().map(at).collect::<Vec<_>>(), false)
             }
         };
+        Ok(Self::of(context, homes, allocated.map(Backing::Own), is_own))
+    }
+
+    /// In a bay of a pool that starts at `base`, which the caller has found to be long enough.
+    pub(super) fn in_bay(
+        context: &Arc<Context>,
+        base: u64,
+        bay: Bay,
+        layout: &ArenaLayout,
+    ) -> (Arc<Self>, CudaWriter) {
+        assert!(layout.is_disjoint(), "tensors of one arena share memory");
+        let base = base + bay.start();
+        let home = |range: &Range<u64>| Home {
+            address: base + range.start,
+            bytes: range.end - range.start,
+            published: AtomicBool::new(false),
+        };
+        let homes = layout.tensors.iter().map(home).collect();
+        Self::of(context, homes, Some(Backing::Bay(bay)), true)
+    }
+
+    fn of(
+        context: &Arc<Context>,
+        homes: Vec<Home>,
+        memory: Option<Backing>,
+        is_own: bool,
+    ) -> (Arc<Self>, CudaWriter) {
         let columns = homes.iter().map(|_| None).collect();
         let context = Arc::clone(context);
-        let arena = Self { context, homes, reader: Mutex::new(None), _memory: allocated };
-        let arena = Arc::new(arena);
-        Ok((Arc::clone(&arena), CudaWriter { arena, columns, is_own }))
+        let arena = Arc::new(Self { context, homes, reader: Mutex::new(None), _memory: memory });
+        (Arc::clone(&arena), CudaWriter { arena, columns, is_own })
     }
 
     /// The device.
@@ -152,14 +188,7 @@ fn allocate(
         return Ok(None);
     }
     let bytes = usize::try_from(layout.bytes).map_err(|_| DeviceError::TooLarge)?;
-    let refused = |refusal| DeviceError::driver(&context.name(), refusal);
-    let allocated = DeviceMemory::new(context, bytes).map_err(refused)?;
-    if allocated.is_none() {
-        let free_bytes = context.memory_bytes().ok().map(|(free, _)| free);
-        let (device, needed_bytes) = (context.name(), layout.bytes);
-        return Err(DeviceError::DeviceFull { device, needed_bytes, free_bytes });
-    }
-    Ok(allocated)
+    operands::allocate(context, bytes)
 }
 
 /// Queues a copy of `bytes` bytes from the device.

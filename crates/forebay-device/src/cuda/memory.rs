@@ -1,8 +1,13 @@
 //! Memory of a device, and memory of the machine that a device reads.
 
+use super::arena::CudaArena;
 use super::context::Context;
 use super::error::DriverRefusal;
 use super::pointer::DevicePointer;
+use crate::arena::ArenaLayout;
+use crate::error::DeviceError;
+use crate::pool::{Bay, BayArena};
+use crate::uploader::Writer;
 use cudarc::driver::sys::{
     CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr, CUmemorytype,
     CUpointer_attribute, CUresult,
@@ -81,6 +86,28 @@ impl Drop for DeviceMemory {
             // every read-back hold until the device has done with it.
             unsafe { (self.context.driver().calls.cuMemFree_v2)(self.address) };
         }
+    }
+}
+
+/// An allocation that bays are taken of.
+#[derive(Debug)]
+pub struct PoolMemory {
+    context: Arc<Context>,
+    memory: Option<DeviceMemory>,
+}
+
+impl PoolMemory {
+    pub(crate) fn new(context: &Arc<Context>, bytes: u64) -> Result<Self, DeviceError> {
+        let bytes = usize::try_from(bytes).map_err(|_| DeviceError::TooLarge)?;
+        let memory = super::operands::allocate(context, bytes)?;
+        Ok(Self { context: Arc::clone(context), memory })
+    }
+
+    /// Tensors in a bay of it that is long enough.
+    pub(crate) fn arena(&self, bay: Bay, layout: &ArenaLayout) -> (BayArena, Writer) {
+        let base = self.memory.as_ref().map_or(0, DeviceMemory::address);
+        let (arena, writer) = CudaArena::in_bay(&self.context, base, bay, layout);
+        (BayArena::Cuda(arena), Writer::Cuda(writer))
     }
 }
 

@@ -42,7 +42,7 @@ mod present {
     pub use super::compute::ComputeStream;
     pub use super::context::Context;
     pub use super::driver::Driver;
-    pub use super::memory::HostRegistration;
+    pub use super::memory::{HostRegistration, PoolMemory};
     pub use super::operands::{DeviceFloats, Weights};
     pub use super::query::{device, devices, driver_version};
     pub use super::queue::Completion;

@@ -59,6 +59,11 @@ impl FreeSlots {
         }
     }
 
+    /// One that was taken for a read that is not there any more.
+    pub(super) fn put_back(&mut self, slot: Slot<Free>) {
+        self.waiting.push(slot);
+    }
+
     /// The next one that becomes free; to be asked when [`FreeSlots::take`] found none.
     pub(super) fn wait(&self, timeout: Duration) -> Result<Slot<Free>, RecvTimeoutError> {
         self.channel.recv_timeout(timeout)

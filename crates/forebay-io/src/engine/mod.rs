@@ -5,7 +5,7 @@ mod threads;
 mod uring;
 
 use crate::cache::drop_cached;
-use crate::cancel::Cancel;
+use crate::cancel::{CANCEL_POLL, Cancel};
 use crate::failure::{FailureKind, ReadFailure};
 use crate::fault::Fault;
 use crate::file::ModelFile;
@@ -136,13 +136,30 @@ impl ReadJob {
         }
     }
 
+    /// Sleeps until there may be more to read, if that is asked for meanwhile.
+    fn wait_for_reads(&self) {
+        if let Some(feed) = self.schedule.feed().filter(|feed| feed.is_empty() && !feed.is_over()) {
+            let started = Instant::now();
+            // Heard or not: the state of the feed says what to do.
+            let _ = feed.bell().recv_timeout(CANCEL_POLL);
+            feed.note_idle(started.elapsed());
+        }
+    }
+
     fn is_over(&self) -> bool {
         self.schedule.is_done() || self.schedule.failure().is_some()
     }
 
     /// A read is done, its last bytes by `access`: hands its slot on.
-    fn deliver(&mut self, slot: Slot<Filling>, read: usize, bytes: u32, access: Access) {
-        self.tidy_cache(read, access);
+    fn deliver(
+        &mut self,
+        slot: Slot<Filling>,
+        read: usize,
+        spec: &ReadSpec,
+        bytes: u32,
+        access: Access,
+    ) {
+        self.tidy_cache(spec, access);
         let filled = Filled { read, slot: slot.filled(bytes as usize) };
         if self.full.send(filled).is_err() {
             self.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
@@ -151,9 +168,8 @@ impl ReadJob {
 
     /// After a read that fell down to the page cache: leave nothing behind there that the plan
     /// did not mean to leave.
-    fn tidy_cache(&self, read: usize, access: Access) {
-        let spec = self.schedule.reads()[read];
-        if access == Access::Buffered && bypasses_cache(&spec) {
+    fn tidy_cache(&self, spec: &ReadSpec, access: Access) {
+        if access == Access::Buffered && bypasses_cache(spec) {
             let end = spec.offset + u64::from(spec.bytes);
             // Advice: where it is refused the cache stays warm, which harms nobody's bytes.
             let _ = drop_cached(self.files[spec.file].buffered(), spec.offset..end);

@@ -7,6 +7,7 @@
 use super::{ReadJob, ReadStats, cancelled, tampered};
 use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
+use crate::feed::Feed;
 use crate::ladder::Access;
 use crate::schedule::{Completion, Op, Schedule};
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded};
@@ -30,11 +31,20 @@ struct Shared {
     starting: Mutex<Option<Sender<()>>>,
     all_started: Receiver<()>,
     carried: Mutex<Vec<Slot<Filling>>>,
+    threads: u32,
     waited_ns: AtomicU64,
     reclaimed_bytes: AtomicU64,
 }
 
 impl Shared {
+    fn note_waited(&self, waited: Duration, feed: Option<&Feed>) {
+        let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        self.waited_ns.fetch_add(waited_ns, Ordering::Relaxed);
+        if let Some(feed) = feed {
+            feed.note_waited(waited / self.threads);
+        }
+    }
+
     fn start_no_more(&self) {
         drop(self.starting.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
@@ -49,6 +59,7 @@ pub(super) fn run(job: ReadJob, carried: Vec<Slot<Filling>>) -> (Schedule, ReadS
         starting: Mutex::new(Some(starting)),
         all_started,
         carried: Mutex::new(carried),
+        threads: u32::try_from(threads).unwrap_or(u32::MAX),
         waited_ns: AtomicU64::new(0),
         reclaimed_bytes: AtomicU64::new(0),
     };
@@ -85,23 +96,46 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
         let op = lock().schedule.op(slot.index())?;
         return Some((slot, op));
     }
-    let free = lock().free.channel().clone();
-    let mut wake = Select::new();
-    wake.recv(&free);
-    wake.recv(&shared.all_started);
-    let started = Instant::now();
+    let (free, feed) = {
+        let job = lock();
+        (job.free.channel().clone(), job.schedule.feed().cloned())
+    };
+    let mut for_slot = Select::new();
+    for_slot.recv(&free);
+    for_slot.recv(&shared.all_started);
+    let mut for_read = Select::new();
+    for_read.recv(&shared.all_started);
+    if let Some(feed) = &feed {
+        for_read.recv(feed.bell());
+    }
+    let mut waited = Duration::ZERO;
     loop {
-        // A statement of its own: the lock must not outlive it into the wait below.
+        // A statement of its own: the lock must not outlive it into the waits below.
         let begun = begin(shared, &mut lock());
+        let started = Instant::now();
         match begun {
             Begin::Started(slot, op) => {
-                let waited_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                shared.waited_ns.fetch_add(waited_ns, Ordering::Relaxed);
+                shared.note_waited(waited, feed.as_ref());
                 return Some((slot, op));
             }
-            Begin::Over => return None,
+            Begin::Over => {
+                shared.start_no_more();
+                return None;
+            }
             // Whatever wakes us, or nothing in time: the state of the job says what to do.
-            Begin::NoSlot => drop(wake.ready_timeout(CANCEL_POLL)),
+            Begin::NoSlot => {
+                let _ = for_slot.ready_timeout(CANCEL_POLL);
+                waited += started.elapsed();
+            }
+            Begin::NoRead => {
+                if let (Ok(1), Some(feed)) = (for_read.ready_timeout(CANCEL_POLL), &feed) {
+                    // One that rang for several threads was answered by another.
+                    let _ = feed.bell().try_recv();
+                }
+                if let Some(feed) = &feed {
+                    feed.note_idle(started.elapsed() / shared.threads);
+                }
+            }
         }
     }
 }
@@ -110,6 +144,8 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
 enum Begin {
     Started(Slot<Filling>, Op),
     NoSlot,
+    /// There may be some later.
+    NoRead,
     /// All reads are started, or the job has stopped.
     Over,
 }
@@ -123,6 +159,9 @@ fn begin(shared: &Shared, job: &mut ReadJob) -> Begin {
     if job.schedule.is_all_started() || job.schedule.failure().is_some() {
         return Begin::Over;
     }
+    if !job.schedule.has_next() {
+        return Begin::NoRead;
+    }
     let slot = match job.free.take_any() {
         Ok(slot) => slot.fill(),
         Err(TryRecvError::Empty) => return Begin::NoSlot,
@@ -131,7 +170,11 @@ fn begin(shared: &Shared, job: &mut ReadJob) -> Begin {
             return Begin::Over;
         }
     };
-    let Some(op) = job.schedule.start(slot.index()) else { return Begin::Over };
+    let Some(op) = job.schedule.start(slot.index()) else {
+        // It was taken back meanwhile.
+        job.free.put_back(slot.abandon());
+        return Begin::NoRead;
+    };
     if job.schedule.is_all_started() {
         shared.start_no_more();
     }
@@ -147,8 +190,8 @@ fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
             job.schedule.stop(cancelled());
         }
         match job.schedule.complete(op.slot, result) {
-            Completion::Done { read, bytes } => {
-                job.deliver(slot, read, bytes, op.access);
+            Completion::Done { read, spec, bytes } => {
+                job.deliver(slot, read, &spec, bytes, op.access);
                 return;
             }
             Completion::Again(again) => op = again,

@@ -13,6 +13,7 @@ use super::threads::RWF_DONTCACHE;
 use super::{ReadJob, ReadStats, cancelled, tampered};
 use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
+use crate::feed::Feed;
 use crate::file::ModelFile;
 use crate::ladder::{Access, Performer, Rung, StepAt};
 use crate::schedule::{Completion, Op};
@@ -28,8 +29,15 @@ use std::time::Instant;
 
 /// The kernel's limit for one registered buffer.
 const REGISTERED_BUFFER_BYTES_MAX: usize = 1 << 30;
+/// For polls: there is something to read.
+const POLLIN: u32 = 1;
 /// The identity of the cancel request among completions; slots count from zero.
 const CANCEL_ID: u64 = u64::MAX;
+/// That of waiting for more reads to be asked for.
+const WAKE_ID: u64 = u64::MAX - 1;
+
+/// Entries for the cancel request and for waiting.
+const SPARE_ENTRIES: usize = 2;
 
 /// What io_uring offers here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +84,13 @@ fn build(entries: u32) -> Result<(IoUring, bool), Errno> {
 /// serve. Returns the slots whose reads are unfinished in the last case.
 pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>> {
     let depth = job.queue_depth.clamp(1, job.slab.slots().max(1));
-    let entries = u32::try_from(depth + 1).unwrap_or(u32::MAX);
+    let entries = u32::try_from(depth + SPARE_ENTRIES).unwrap_or(u32::MAX);
     let (mut ring, depth) = match build(entries) {
         Ok((ring, _)) => {
-            // The kernel clamps the size; one entry is for the cancel request.
-            let depth = depth.min(ring.params().sq_entries() as usize - 1);
+            // The kernel clamps the size.
+            let depth = depth.min((ring.params().sq_entries() as usize) - SPARE_ENTRIES);
             let mut ring = Ring::new(ring, Arc::clone(&job.slab), Arc::clone(&job.files));
+            ring.feed = job.schedule.feed().cloned();
             ring.buffered_by_workers = job.buffered_by_workers;
             (ring, depth)
         }
@@ -129,16 +138,22 @@ fn step(
     if job.is_over() || (leaving && ring.in_flight == 0) {
         return false;
     }
-    while !leaving && ring.in_flight < depth && !job.schedule.is_all_started() {
+    while !leaving && ring.in_flight < depth && job.schedule.has_next() {
         let Some(slot) = free_slot(job, ring.in_flight == 0, stats) else { break };
         match job.schedule.start(slot.index()) {
             Some(op) => ring.push(job.aim(slot, op.read), op),
-            None => break,
+            // It was taken back meanwhile, or everything has stopped.
+            None => {
+                job.free.put_back(slot.abandon());
+                break;
+            }
         }
     }
     if ring.in_flight == 0 {
+        job.wait_for_reads();
         return true;
     }
+    ring.wake_for_reads();
     if let Err(errno) = ring.submit_and_wait() {
         job.schedule.leave_performer(errno, StepAt::Read, None, "io_uring_enter failed");
         return false;
@@ -159,6 +174,9 @@ fn free_slot(job: &mut ReadJob, wait: bool, stats: &mut ReadStats) -> Option<Slo
         let started = Instant::now();
         taken = job.free.wait(CANCEL_POLL);
         stats.waited_for_slot += started.elapsed();
+        if let Some(feed) = job.schedule.feed() {
+            feed.note_waited(started.elapsed());
+        }
     }
     if matches!(taken, Err(RecvTimeoutError::Disconnected)) {
         job.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
@@ -177,8 +195,8 @@ fn settle(
     let Some(op) = ring.ops[slot.index()].take() else { return };
     let result = tampered(&mut job.fault, &op, result, &mut slot);
     match job.schedule.complete(op.slot, result) {
-        Completion::Done { read, bytes } => {
-            job.deliver(slot, read, bytes, op.access);
+        Completion::Done { read, spec, bytes } => {
+            job.deliver(slot, read, &spec, bytes, op.access);
         }
         Completion::Again(op) if job.schedule.performer() == Performer::Uring => {
             ring.push(slot, op);
@@ -205,6 +223,10 @@ struct Ring {
     has_files: bool,
     has_timed_wait: bool,
     buffered_by_workers: bool,
+    /// Where reads come from, if they are asked for meanwhile.
+    feed: Option<Feed>,
+    /// Whether the ring answers when more are.
+    is_listening: bool,
 }
 
 impl Ring {
@@ -222,6 +244,8 @@ impl Ring {
             slots_per_buffer: None,
             has_files: false,
             buffered_by_workers: false,
+            feed: None,
+            is_listening: false,
         }
     }
 
@@ -310,6 +334,16 @@ impl Ring {
         entry.user_data(op.slot as u64)
     }
 
+    /// Makes the ring answer when more reads are asked for.
+    fn wake_for_reads(&mut self) {
+        let wake = self.feed.as_ref().and_then(Feed::wake_descriptor);
+        let Some(descriptor) = wake.filter(|_| !self.is_listening) else { return };
+        let entry = opcode::PollAdd::new(Fd(descriptor), POLLIN).build().user_data(WAKE_ID);
+        // SAFETY: a poll refers to no memory, and `self.feed` keeps the descriptor open. Without
+        // room for it, reads are noticed at the next completion.
+        self.is_listening = unsafe { self.ring.submission().push(&entry) }.is_ok();
+    }
+
     /// Submits what is queued and waits for a completion, or until it is time to look around.
     fn submit_and_wait(&mut self) -> Result<(), Errno> {
         let waited = if self.has_timed_wait {
@@ -329,6 +363,11 @@ impl Ring {
     fn reap(&mut self) -> Vec<(Slot<Filling>, Result<u32, Errno>)> {
         let mut reaped = Vec::new();
         for entry in self.ring.completion() {
+            if entry.user_data() == WAKE_ID {
+                self.is_listening = false;
+                self.feed.iter().for_each(Feed::heard);
+                continue;
+            }
             let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
             let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else {
                 continue; // The answer to the cancel request.
@@ -372,7 +411,8 @@ impl Ring {
         cancels: usize,
     ) -> Vec<(Slot<Filling>, Result<u32, Errno>)> {
         let queued = self.ring.submission().len().saturating_sub(cancels);
-        let untouched = queued == self.in_flight;
+        // A poll may stand in the queue in place of a read that was taken.
+        let untouched = queued == self.in_flight && !self.is_listening;
         self.in_flight = 0;
         let slots = self.slots.iter_mut().filter_map(Option::take);
         if untouched {

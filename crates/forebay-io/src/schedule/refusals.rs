@@ -84,7 +84,7 @@ impl Schedule {
 
     /// A refusal that another rung may not share, or an error that none would mend.
     pub(super) fn refused(&mut self, flight: &Flight, errno: Errno) {
-        let spec = self.reads[flight.read];
+        let spec = flight.spec;
         let offset = spec.offset + u64::from(flight.received);
         let on_ring = self.performer == Performer::Uring;
         match errno {
@@ -119,7 +119,7 @@ impl Schedule {
     /// Records a step down from the access of `flight`'s operation; `None` if there is none to
     /// take or steps are forbidden, and the load stops.
     pub(super) fn record(&mut self, flight: &Flight, errno: Errno, reason: String) -> Option<()> {
-        let spec = self.reads[flight.read];
+        let spec = flight.spec;
         let access = flight.access;
         if self.fallback == Fallback::Forbidden {
             let performer = self.performer;

@@ -189,7 +189,7 @@ impl<'a> Simulation<'a> {
         self.oracle.completed(&spec, alignment, &op, by, result);
         self.oracle.check(&self.schedule);
         match completion {
-            Completion::Done { read, bytes } => self.finish(slot, read, bytes),
+            Completion::Done { read, bytes, .. } => self.finish(slot, read, bytes),
             Completion::Again(next) => {
                 let performer = self.schedule.performer();
                 self.check_op(slot, &next);

@@ -154,7 +154,7 @@ impl UploadJob {
 
     fn take_back(&mut self, Drained { slot, read }: Drained, outcome: &mut UploadOutcome) {
         // The reader may have ended: the slot is not needed any more then.
-        let _ = self.free.send(slot);
+        let _ = self.free.send(slot.release());
         self.credit(read, outcome);
     }
 
