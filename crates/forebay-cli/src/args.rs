@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Plan(PlanArguments),
     /// Stream every tensor to its backend and report
     Load(LoadArguments),
+    /// Run passes over a model that need not fit on the device, layer after layer
+    Stream(StreamArguments),
     /// Compare load modes on one model, beside the storage's ceiling
     Bench(BenchArguments),
     /// Say what this machine and this path can do, and what to change
@@ -82,6 +84,34 @@ pub(crate) struct LoadArguments {
     #[arg(long)]
     pub(crate) digest: bool,
     /// Print the report as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StreamArguments {
+    /// A .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder that holds one
+    /// model
+    pub(crate) model: PathBuf,
+    /// Device memory that weights may take; auto is nine tenths of what is free (half of the
+    /// memory at hand for host)
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = size_or_auto)]
+    pub(crate) vram_budget: Sized,
+    /// Host memory that may keep layers between passes; auto is half of the memory at hand
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = size_or_auto)]
+    pub(crate) host_budget: Sized,
+    /// How many vectors each matrix is multiplied with
+    #[arg(long, default_value_t = 1, value_parser = batch_size)]
+    pub(crate) batch: usize,
+    /// How often all layers are gone through
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) passes: u32,
+    /// The same seed multiplies with the same vectors
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArguments,
+    /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -312,7 +342,14 @@ pub(crate) struct PolicyArguments {
 
 /// A size, or `None` for `auto`.
 #[derive(Clone, Copy)]
-struct Sized(Option<u64>);
+pub(crate) struct Sized(Option<u64>);
+
+impl Sized {
+    pub(crate) fn bytes(self) -> Option<u64> {
+        self.0
+    }
+}
+
 /// A count, or `None` for `auto`.
 #[derive(Clone, Copy)]
 struct Counted(Option<usize>);

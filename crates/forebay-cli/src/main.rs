@@ -34,6 +34,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Plan(arguments) => commands::plan::run(arguments),
         Command::Load(arguments) => commands::load::run(arguments),
+        Command::Stream(arguments) => commands::stream::run(arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Doctor(arguments) => commands::doctor::run(arguments),
         Command::Verify(arguments) => commands::verify::run(arguments),

@@ -66,6 +66,13 @@ impl Tensor {
         }
     }
 
+    /// Whether its elements are numbers that products take: of every dense and every block type of
+    /// floats, but not of integers.
+    #[must_use]
+    pub fn is_numeric(&self) -> bool {
+        forebay_compute::can_decode(self.dtype())
+    }
+
     fn no_matrix(&self, cause: &str) -> Error {
         Error::NoMatrix { tensor: self.name().to_owned(), cause: cause.to_owned() }
     }

@@ -86,6 +86,16 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// Not even one layer after the other fits into the device memory that a stream may take.
+    #[error("{budget_bytes} bytes of device memory are too few for '{layer}', the largest layer")]
+    Budget {
+        /// What it may take.
+        budget_bytes: u64,
+        /// The least that works.
+        least_bytes: u64,
+        /// The largest layer.
+        layer: String,
+    },
     /// A read failed.
     #[error("{}{failure}", context.describe())]
     Read {
@@ -208,6 +218,9 @@ impl Error {
         Some(match self {
             Self::Open(error) => return open_remedy(&error.kind),
             Self::NoModel { remedy, .. } | Self::Option { remedy, .. } => remedy.clone(),
+            Self::Budget { least_bytes, .. } => {
+                format!("give at least {least_bytes} bytes (--vram-budget {least_bytes})")
+            }
             Self::Format(error) => error.remedy().map_or_else(
                 || "the file is damaged, or not what its name says: get it again".to_owned(),
                 ToOwned::to_owned,

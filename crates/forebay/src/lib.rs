@@ -42,6 +42,7 @@ mod backend;
 mod compute;
 mod digest;
 mod error;
+mod layers;
 mod loaded;
 mod loader;
 pub mod manual;
@@ -71,6 +72,10 @@ pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
 pub use forebay_mem::numa::NumaPolicy;
 pub use forebay_mem::{MappedView, MemoryError};
+pub use layers::{
+    CachePolicy, Fetch, FetchStats, Fetcher, FetcherBuilder, Layer, LayerStream,
+    LayerStreamBuilder, Lfu, Lru, PassReport, Piece, Pinned, StreamReport, Tier, TierBytes,
+};
 pub use loaded::{Loaded, Tensor, TensorPart};
 pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Prefetch, Reclaim, Repack};
 pub use mode::{LoadMode, ModeSpec};

@@ -118,12 +118,14 @@ pub struct TensorPart {
     pub device_address: Option<u64>,
 }
 
-/// All tensors of a load, landed or not.
+/// The tensors of a load, landed or not, or those of one unit of a stream.
 #[derive(Debug)]
 pub(crate) struct Tensors {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) memory: Vec<TensorMemory>,
     pub(crate) backends: Vec<Backend>,
+    /// What they are, where that is not what the catalog says: slices of its tensors.
+    pub(crate) entries: Option<Vec<forebay_format::Tensor>>,
     /// How far the mapped ones have come.
     pub(crate) resident: Resident,
     /// Whether mapped pages are given back once they have been converted.
@@ -136,7 +138,12 @@ pub(crate) struct Tensors {
 
 impl Tensors {
     pub(crate) fn get(self: &Arc<Self>, index: usize) -> Tensor {
-        Tensor { tensors: Arc::clone(self), index }
+        Tensor { tensors: Arc::clone(self), index, place: index }
+    }
+
+    /// The tensor with this number in the catalog, whose memory is at `place` of a part of them.
+    pub(crate) fn at(self: &Arc<Self>, place: usize, index: usize) -> Tensor {
+        Tensor { tensors: Arc::clone(self), index, place }
     }
 }
 
@@ -151,7 +158,10 @@ pub(crate) struct PlacedWeights {
 #[derive(Clone)]
 pub struct Tensor {
     tensors: Arc<Tensors>,
+    /// In the catalog.
     index: usize,
+    /// Among those whose memory is held together.
+    place: usize,
 }
 
 impl Tensor {
@@ -169,7 +179,10 @@ impl Tensor {
     }
 
     fn entry(&self) -> &forebay_format::Tensor {
-        &self.tensors.catalog.tensors()[self.index]
+        match &self.tensors.entries {
+            Some(entries) => &entries[self.place],
+            None => &self.tensors.catalog.tensors()[self.index],
+        }
     }
 
     /// The name in the model.
@@ -199,7 +212,7 @@ impl Tensor {
     /// Where it lives; a tensor in parts ([`Tensor::parts`]), where the first of them does.
     #[must_use]
     pub fn backend(&self) -> Backend {
-        self.tensors.backends[self.index]
+        self.tensors.backends[self.place]
     }
 
     /// The bytes, if they are in memory of ours and as the file has them: on `host`, and on `cpu`
@@ -212,7 +225,7 @@ impl Tensor {
     /// and of what the file aligns its tensors to, up to a page.
     #[must_use]
     pub fn as_slice(&self) -> Option<&[u8]> {
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Arena { part, interleaved: None } => part.as_slice(),
             TensorMemory::Empty => Some(&[]),
             TensorMemory::Arena { .. } | TensorMemory::Split { .. } | TensorMemory::Mapped(_) => {
@@ -225,7 +238,7 @@ impl Tensor {
     /// columns; one part, which is all of it, for every other tensor.
     #[must_use]
     pub fn parts(&self) -> Vec<TensorPart> {
-        if let TensorMemory::Split { home, parts, backends } = &self.tensors.memory[self.index] {
+        if let TensorMemory::Split { home, parts, backends } = &self.tensors.memory[self.place] {
             let part = |(index, part): (usize, &HeldPart)| {
                 let (rows, columns) = home.split.elements(index);
                 let (backend, bytes) = (backends[index], home.split.part_bytes(index));
@@ -244,7 +257,7 @@ impl Tensor {
     /// Along what it is cut, if it is in parts.
     #[must_use]
     pub fn split_axis(&self) -> Option<Axis> {
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Split { home, .. } => Some(home.split.axis()),
             _ => None,
         }
@@ -255,7 +268,7 @@ impl Tensor {
     /// dropped. `None` for what is on no such device, or on several ([`Tensor::parts`]).
     #[must_use]
     pub fn device_address(&self) -> Option<u64> {
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Arena { part, interleaved: None } => part.device_address(),
             _ => None,
         }
@@ -268,7 +281,7 @@ impl Tensor {
         columns: u64,
     ) -> Result<Vec<PlacedWeights>, DeviceError> {
         let mut weights = Vec::new();
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Arena { part, interleaved: None } => {
                 let whole = part.weights(self.backend(), self.dtype(), rows, columns)?;
                 let place = |weights| PlacedWeights { weights, rows: 0..rows, columns: 0..columns };
@@ -289,7 +302,7 @@ impl Tensor {
 
     /// The arena on a CUDA device that has all of it, and its number there.
     pub(crate) fn on_cuda(&self) -> Option<(&Arc<CudaArena>, usize)> {
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Arena { part: HeldPart::Cuda { arena, tensor }, .. } => {
                 Some((arena, *tensor))
             }
@@ -311,7 +324,7 @@ impl Tensor {
 
     /// The layout and the bytes of a repacked tensor.
     pub(crate) fn repacked(&self) -> Option<(Interleaved, &[u8])> {
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Arena { part, interleaved: Some(layout) } => {
                 Some((*layout, part.as_slice()?))
             }
@@ -349,7 +362,7 @@ impl Tensor {
     /// file's.
     #[must_use]
     pub fn mapped(&self) -> Option<&MappedView> {
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Mapped(view) => Some(view),
             TensorMemory::Arena { .. } | TensorMemory::Split { .. } | TensorMemory::Empty => None,
         }
@@ -375,7 +388,7 @@ impl Tensor {
             gathered.expect("a range inside the tensor, checked above");
             return Ok(());
         }
-        match &self.tensors.memory[self.index] {
+        match &self.tensors.memory[self.place] {
             TensorMemory::Arena { part, .. } => part.read(offset, buffer)?,
             TensorMemory::Split { home, parts, .. } => {
                 let read = |part: usize, at, into: &mut [u8]| parts[part].read(at, into);

@@ -1,6 +1,7 @@
 //! What happened, as data. Field names are the command line's JSON, which scripts rely on.
 
 use crate::error::Error;
+use crate::model::Model;
 use crate::pipeline::Outcome;
 use crate::plan::{BackendPlan, FilePlan, Plan};
 use forebay_device::cuda::DeviceInfo;
@@ -17,6 +18,20 @@ pub struct ModelSummary {
     pub files: usize,
     pub tensors: usize,
     pub bytes: u64,
+}
+
+impl ModelSummary {
+    /// Of an opened model.
+    #[must_use]
+    pub fn of(model: &Model) -> Self {
+        let catalog = model.catalog();
+        Self {
+            format: catalog.format(),
+            files: catalog.files().len(),
+            tensors: catalog.tensors().len(),
+            bytes: catalog.bytes(),
+        }
+    }
 }
 
 /// A backend: what was asked, what was done, why.
@@ -235,7 +250,7 @@ impl PlanReport {
             cached_bytes: file.cached_bytes,
         };
         Self {
-            model: summary(plan),
+            model: ModelSummary::of(&plan.model),
             backends: plan.backends.iter().map(BackendReport::from).collect(),
             files: plan.files.iter().map(planned).collect(),
             staging_bytes: plan.staging.bytes(),
@@ -279,7 +294,7 @@ impl LoadReport {
         let read_bytes = (0..files.len()).map(|file| read.schedule.received(file).total()).sum();
         let before = outcome.before;
         Self {
-            model: summary(plan),
+            model: ModelSummary::of(&plan.model),
             backends: plan.backends.iter().map(BackendReport::from).collect(),
             devices: plan.devices.values().map(DeviceReport::from).collect(),
             files,
@@ -353,16 +368,6 @@ fn repacked_bytes(plan: &Plan) -> u64 {
         .filter(|(_, arrangement)| arrangement.is_some())
         .map(|(&tensor, _)| tensors[tensor].bytes)
         .sum()
-}
-
-fn summary(plan: &Plan) -> ModelSummary {
-    let catalog = plan.model.catalog();
-    ModelSummary {
-        format: catalog.format(),
-        files: catalog.files().len(),
-        tensors: catalog.tensors().len(),
-        bytes: catalog.bytes(),
-    }
 }
 
 fn file_report(plan: &Plan, outcome: &Outcome, index: usize) -> FileReport {

@@ -6,5 +6,6 @@ pub(crate) mod doctor;
 pub(crate) mod inspect;
 pub(crate) mod load;
 pub(crate) mod plan;
+pub(crate) mod stream;
 pub(crate) mod synth;
 pub(crate) mod verify;

@@ -124,6 +124,10 @@ impl Context {
     pub fn ordinal(&self) -> u32 {
         match *self {}
     }
+
+    pub fn memory_bytes(&self) -> Result<(u64, u64), DriverRefusal> {
+        match *self {}
+    }
 }
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]

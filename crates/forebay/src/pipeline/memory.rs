@@ -20,7 +20,7 @@ use std::sync::Arc;
 const PADDING_BYTES_MAX: u64 = 31;
 
 /// The mapping of each file that the plan maps.
-pub(super) type Mappings = Vec<Option<Arc<FileMapping>>>;
+pub(crate) type Mappings = Vec<Option<Arc<FileMapping>>>;
 
 /// Memory for tensors, wherever it is.
 #[derive(Clone, Debug)]
@@ -50,10 +50,10 @@ pub(super) struct Arenas {
 }
 
 /// The CUDA devices of a load.
-pub(super) type Contexts = BTreeMap<u32, Arc<Context>>;
+pub(crate) type Contexts = BTreeMap<u32, Arc<Context>>;
 
 /// The contexts of all devices that tensors go to.
-pub(super) fn contexts(plan: &Plan) -> Result<Contexts, Error> {
+pub(crate) fn contexts(plan: &Plan) -> Result<Contexts, Error> {
     let ordinals = plan.arenas.iter().filter_map(|arena| arena.kind.device());
     let context = |ordinal| Ok((ordinal, Context::of(ordinal).map_err(DeviceError::from)?));
     ordinals.map(context).collect()
@@ -161,7 +161,7 @@ fn left_out(plan: &Plan, planned: &ArenaPlan, free_bytes: Option<u64>) -> Vec<St
 }
 
 /// Maps the files anew for every load: a lock holds for a mapping, and ends with its load.
-pub(super) fn map_files(plan: &Plan) -> Result<Mappings, Error> {
+pub(crate) fn map_files(plan: &Plan) -> Result<Mappings, Error> {
     let files = plan.model.files().iter().zip(&plan.files);
     files
         .map(|(file, planned)| {
@@ -337,6 +337,6 @@ impl Tensors {
         let reclaim = plan.options.reclaim != Reclaim::Off;
         let backends = plan.tensor_backends.clone();
         let staging = staging_shape(plan);
-        Self { catalog, memory, backends, resident, reclaim, lock, staging }
+        Self { catalog, memory, backends, entries: None, resident, reclaim, lock, staging }
     }
 }

@@ -31,20 +31,22 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use forebay_device::Uploader;
 use forebay_device::cuda::{self, DriverRefusal};
 use forebay_io::{
-    Access, Cancel, Fallback, Filled, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome, Schedule,
+    Access, Cancel, Fallback, Feed, Filled, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome,
+    Schedule,
 };
 use forebay_mem::numa::Placed;
 use forebay_mem::{Alignment, LockReport};
-use memory::{
-    Arena, Arenas, contexts, lock, map_files, ranges_to_bring, reclaimable, reserve_arenas,
-};
-use staging::Staging;
+use memory::{Arena, Arenas, lock, ranges_to_bring, reclaimable, reserve_arenas};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use threads::{Joined, Threads, Work};
 use upload::{Landed, UploadJob, UploadOutcome};
+
+pub(crate) use memory::{Contexts, Mappings, contexts, map_files};
+pub(crate) use settle::check_identities;
+pub(crate) use staging::Staging as StagingMemory;
 
 /// How often the progress callback is called at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -150,7 +152,8 @@ impl Load {
         let comes = plan.residence.prefetch && !ranges.is_empty();
         let resident = Resident::new(&plan.residence.tensors, comes);
         let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock, resident));
-        let Staging { slab, free_sender, free, pinned } = Staging::new(plan, &contexts)?;
+        let StagingMemory { slab, free_sender, free, pinned } =
+            StagingMemory::new(plan, &contexts)?;
         let uploader = Uploader::new(writers, slab.slots())?;
         let device_time =
             if contexts.is_empty() { Duration::ZERO } else { waited + started.elapsed() };
@@ -181,7 +184,7 @@ impl Load {
         let job = ReadJob {
             files: Arc::clone(plan.model.files()),
             mappings,
-            schedule: schedule(plan),
+            schedule: planned_schedule(plan),
             places,
             slab,
             free,
@@ -368,21 +371,40 @@ impl Drop for Load {
 
 /// A device takes more than one processor copies out of the page cache; where there are processors
 /// to spare, several do.
-fn buffered_by_workers(plan: &Plan) -> bool {
+pub(crate) fn buffered_by_workers(plan: &Plan) -> bool {
     const PROCESSORS_MIN: usize = 4;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     processors >= PROCESSORS_MIN && !plan.copied_to().is_empty()
 }
 
-fn schedule(plan: &Plan) -> Schedule {
-    let model_files = plan.model.files();
-    let alignments: Vec<Alignment> = (model_files.iter())
-        .map(|file| file.direct().map_or(Alignment::FALLBACK, |(_, alignment)| alignment.offset))
-        .collect();
-    let fallback = if plan.options.no_fallback { Fallback::Forbidden } else { Fallback::Allowed };
+fn planned_schedule(plan: &Plan) -> Schedule {
     let reads = Arc::clone(&plan.reads);
-    let mut schedule =
-        Schedule::new(reads, &alignments, plan.staging.slots, plan.performer, fallback);
+    let (alignments, fallback) = (alignments(plan), fallback(plan));
+    let schedule = Schedule::new(reads, &alignments, plan.staging.slots, plan.performer, fallback);
+    as_planned(schedule, plan)
+}
+
+/// The same for reads that are asked for meanwhile.
+pub(crate) fn fed_schedule(plan: &Plan, feed: &Feed) -> Schedule {
+    let (alignments, fallback) = (alignments(plan), fallback(plan));
+    let feed = feed.clone();
+    let schedule = Schedule::fed(feed, &alignments, plan.staging.slots, plan.performer, fallback);
+    as_planned(schedule, plan)
+}
+
+fn alignments(plan: &Plan) -> Vec<Alignment> {
+    let files = plan.model.files().iter();
+    files
+        .map(|file| file.direct().map_or(Alignment::FALLBACK, |(_, alignment)| alignment.offset))
+        .collect()
+}
+
+fn fallback(plan: &Plan) -> Fallback {
+    if plan.options.no_fallback { Fallback::Forbidden } else { Fallback::Allowed }
+}
+
+/// With what the plan knows to be refused.
+fn as_planned(mut schedule: Schedule, plan: &Plan) -> Schedule {
     if plan.options.engine == crate::loader::EngineChoice::Uring {
         schedule.require_performer();
     }

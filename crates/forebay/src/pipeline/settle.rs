@@ -79,7 +79,8 @@ fn context(plan: &Plan, failure: &ReadFailure) -> ReadContext {
     ReadContext { path, tensor }
 }
 
-fn check_identities(plan: &Plan) -> Result<(), Error> {
+/// Whether the files are still what they were when they were opened.
+pub(crate) fn check_identities(plan: &Plan) -> Result<(), Error> {
     for file in plan.model.files().iter() {
         let changed = |change: String| Error::Changed { path: file.path().to_owned(), change };
         let was = file.identity();

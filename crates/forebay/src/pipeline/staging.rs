@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Staging memory, with the channel that its free slots go round in.
-pub(super) struct Staging {
-    pub(super) slab: Arc<Slab>,
-    pub(super) free_sender: Sender<Slot<Free>>,
-    pub(super) free: FreeSlots,
+pub(crate) struct Staging {
+    pub(crate) slab: Arc<Slab>,
+    pub(crate) free_sender: Sender<Slot<Free>>,
+    pub(crate) free: FreeSlots,
     /// The driver's hold on it, where devices copy from it.
-    pub(super) pinned: Option<cuda::Staging>,
+    pub(crate) pinned: Option<cuda::Staging>,
 }
 
 /// The staging memory that the plan takes for devices; `None` if it copies to none.
@@ -45,7 +45,7 @@ fn group_of_read(plan: &Plan, groups: &BTreeMap<u32, usize>, read: usize) -> usi
 }
 
 impl Staging {
-    pub(super) fn new(plan: &Plan, contexts: &Contexts) -> Result<Self, Error> {
+    pub(crate) fn new(plan: &Plan, contexts: &Contexts) -> Result<Self, Error> {
         let no_room = || Error::memory("no room for staging memory");
         let slots = plan.staging.slots;
         let slot_bytes = usize::try_from(plan.staging.slot_bytes).unwrap_or(usize::MAX);

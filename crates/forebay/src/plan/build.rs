@@ -20,7 +20,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan, Error> {
+pub(super) fn build(
+    model: &Model,
+    options: &Options,
+    lent: Lent,
+    units: Option<&[usize]>,
+) -> Result<Plan, Error> {
     let started = Instant::now();
     let devices = options.device.resolve()?;
     let known = known_devices(&devices.chosen, &options.place, &lent)?;
@@ -54,6 +59,7 @@ pub(super) fn build(model: &Model, options: &Options, lent: Lent) -> Result<Plan
     }));
     why.extend(model.catalog().notices().iter().cloned());
     let mut builder = Builder::new(model, options, placed, infos, lent)?;
+    builder.units = units;
     builder.plan_backends();
     builder.place_tensors()?;
     builder.plan_reads();
@@ -84,6 +90,8 @@ pub(super) struct Builder<'input> {
     pub(super) options: &'input Options,
     pub(super) plan: Plan,
     placed: Vec<Placed>,
+    /// Of each tensor, where units of them come and go.
+    pub(super) units: Option<&'input [usize]>,
     /// What is wanted of each file, in file order.
     pub(super) requests: Vec<Vec<Request>>,
     pub(super) rounding: Vec<Alignment>,
@@ -121,7 +129,7 @@ impl<'input> Builder<'input> {
             plan_time: std::time::Duration::ZERO,
         };
         let requests = vec![Vec::new(); plan.files.len()];
-        Ok(Self { options, plan, placed, requests, rounding })
+        Ok(Self { options, plan, placed, units: None, requests, rounding })
     }
 
     /// The mode of each backend that has tensors.
@@ -217,6 +225,7 @@ impl<'input> Builder<'input> {
         let kind = self.kind(backend, index);
         let in_place = (backend == Backend::Cpu || matches!(kind, ArenaKind::Shared(_)))
             && !mapped
+            && self.units.is_none()
             && layout.is_none()
             && tensor.bytes > 0
             && tensor.offset >= ends[tensor.file]
@@ -347,9 +356,11 @@ impl<'input> Builder<'input> {
         room: Option<u64>,
     ) -> Result<(usize, usize), Error> {
         let arenas = &mut self.plan.arenas;
-        let is_it = |arena: &ArenaPlan| (arena.backend, arena.kind) == (backend, kind);
+        let unit = self.units.map_or(0, |units| units[tensor]);
+        let wanted = (backend, kind, unit);
+        let is_it = |arena: &ArenaPlan| (arena.backend, arena.kind, arena.unit) == wanted;
         let arena = arenas.iter().position(is_it).unwrap_or_else(|| {
-            arenas.push(ArenaPlan::new(backend, kind));
+            arenas.push(ArenaPlan::new(backend, kind, unit));
             arenas.len() - 1
         });
         let planned = &mut arenas[arena];

@@ -3,12 +3,14 @@
 use super::build::{Builder, Request};
 use super::in_place::Runs;
 use super::reads::{Cut, GAP_BYTES_MAX, Shape, Wanted, cut};
-use super::{PlannedPlace, facts};
+use super::{Plan, PlannedPlace, facts};
+use crate::backend::Backend;
 use crate::mode::LoadMode;
 use crate::plan::BackendPlan;
 use forebay_device::Segment;
 use forebay_io::{Access, ModelFile, ReadSpec};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A read with all that belongs to it.
 struct PlannedRead {
@@ -85,7 +87,9 @@ impl Builder<'_> {
                     Some(PlannedPlace { arena, range: start..start + u64::from(spec.bytes) })
                 }));
             }
-            reads.extend(planned(cut(shape, access, &slotted), |_| None));
+            for slotted in self.read_together(slotted) {
+                reads.extend(planned(cut(shape, access, &slotted), |_| None));
+            }
         }
         reads.sort_by_key(|read| read.spec.offset);
         if takes_cached_bytes(&self.plan.backends) {
@@ -98,6 +102,60 @@ impl Builder<'_> {
             }
         }
         reads
+    }
+}
+
+impl Plan {
+    /// The reads of a part of a file, as tensors of the device are read, for an arena of one tensor.
+    pub(crate) fn cut_piece(
+        &self,
+        file: usize,
+        range: Range<u64>,
+    ) -> Vec<(ReadSpec, Vec<Segment>)> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let model_file = &self.model.files()[file];
+        let mode = self.backends.iter().find(|planned| planned.backend != Backend::Cpu);
+        let access = match mode.map(|planned| planned.mode) {
+            Some(LoadMode::Mmap) if self.files[file].is_mapped => Access::Mapped,
+            Some(LoadMode::None | LoadMode::Mmap) => Access::Buffered,
+            _ if model_file.direct().is_err() && self.options.no_fallback => Access::Buffered,
+            _ => Access::Direct,
+        };
+        let shape = Shape {
+            file,
+            file_bytes: model_file.bytes(),
+            rounding: facts::rounding(model_file),
+            chunk_bytes: self.staging.chunk_bytes.min(self.staging.slot_bytes),
+            gap_bytes_max: 0,
+        };
+        let wanted = Wanted { range, tensor_offset: 0, arena: 0, tensor: 0 };
+        let mut cut = cut(shape, access, &[wanted]);
+        if takes_cached_bytes(&self.backends) {
+            for spec in cut.reads.iter_mut().filter(|spec| spec.access == Access::Direct) {
+                let range = spec.offset..spec.offset + u64::from(spec.need_bytes);
+                // What it has may have changed since the plan was made.
+                if facts::is_cached(model_file, Some(1), range) {
+                    spec.access = Access::Buffered;
+                }
+            }
+        }
+        cut.reads.into_iter().zip(cut.segments).collect()
+    }
+}
+
+impl Builder<'_> {
+    /// What one read may serve: all, or each unit by itself.
+    fn read_together(&self, wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
+        if self.units.is_none() {
+            return vec![wanted];
+        }
+        let mut by_arena: BTreeMap<usize, Vec<Wanted>> = BTreeMap::new();
+        for wanted in wanted {
+            by_arena.entry(wanted.arena).or_default().push(wanted);
+        }
+        by_arena.into_values().collect()
     }
 }
 

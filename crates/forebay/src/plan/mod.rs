@@ -130,6 +130,8 @@ impl ArenaKind {
 pub(crate) struct ArenaPlan {
     pub(crate) backend: Backend,
     pub(crate) kind: ArenaKind,
+    /// Which unit of a stream it holds; 0 if all is loaded at once.
+    pub(crate) unit: usize,
     pub(crate) tensors: Vec<usize>,
     pub(crate) layout: ArenaLayout,
     /// For each tensor: the order of its bytes, if it is not the file's.
@@ -142,10 +144,11 @@ pub(crate) struct ArenaPlan {
 }
 
 impl ArenaPlan {
-    fn new(backend: Backend, kind: ArenaKind) -> Self {
+    fn new(backend: Backend, kind: ArenaKind, unit: usize) -> Self {
         Self {
             backend,
             kind,
+            unit,
             tensors: Vec::new(),
             layout: ArenaLayout::default(),
             arrangements: Vec::new(),
@@ -208,7 +211,17 @@ impl Plan {
     /// A plan that is started at once: nobody looks at it, so nothing is tried that the load will
     /// try itself, and a load sets up one ring.
     pub(crate) fn to_start(model: &Model, options: &Options, lent: Lent) -> Result<Self, Error> {
-        build::build(model, options, lent)
+        build::build(model, options, lent, None)
+    }
+
+    /// A plan for a stream of units that come and go, of which each tensor is in one: an arena a
+    /// unit, no read for two of them, and all reads through slots.
+    pub(crate) fn for_stream(
+        model: &Model,
+        options: &Options,
+        units: &[usize],
+    ) -> Result<Self, Error> {
+        build::build(model, options, Lent::default(), Some(units))
     }
 
     /// Bytes that the arenas take of the machine's memory.

@@ -1,0 +1,788 @@
+//! The stream of layers, as the caller drives it.
+
+use super::report::{PassReport, StreamReport, TierBytes};
+use super::running::{Running, Setup, Target};
+use super::supply::{Command, Landed, Order};
+use super::tiers::{Rates, Room, Split, Tier, UnitSize};
+use super::units::{Grouped, Grouping, Unit, kind, units};
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::loaded::{HeldPart, Tensor, TensorMemory, Tensors};
+use crate::loader::Options;
+use crate::mode::LoadMode;
+use crate::model::Model;
+use crate::pipeline::{Contexts, Mappings, contexts, map_files};
+use crate::plan::{Home, Plan};
+use crate::report::FallbackReport;
+use crate::resident::Resident;
+use crate::warm_up::WarmUp;
+use crossbeam_channel::{Receiver, unbounded};
+use forebay_device::cuda::{Context, DeviceInfo, HostRegistration};
+use forebay_device::{BayArena, DeviceError};
+use forebay_io::{Cancel, Fault};
+use forebay_mem::{PageLock, memory_at_hand};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Of a GPU's free memory, `auto` leaves this much to what is no weight.
+const DEVICE_SHARE_LEFT: u64 = 10;
+/// Of the memory at hand, `auto` takes this much for a host tier, and for a stand-in device.
+const HOST_SHARE: u64 = 2;
+/// A split that is predicted to take less than this share of the time is worth reading anew for.
+const WORTH_IT: f64 = 0.9;
+
+/// Says what to stream and how, then starts.
+pub struct LayerStreamBuilder {
+    path: PathBuf,
+    options: Options,
+    device_budget: Option<u64>,
+    host_budget: Option<u64>,
+    grouping: Option<Box<Grouping>>,
+    passes: Option<u64>,
+    cancel: Cancel,
+    fault: Option<Box<dyn Fault>>,
+}
+
+impl LayerStreamBuilder {
+    /// The device, the placement of tensors that stay on the CPU, the load mode, the engine and the
+    /// staging memory. Exactly one device; tensors of the CPU stay mapped.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Bytes that weights may take on the device. If not given: nine tenths of what a GPU has free,
+    /// or half of the memory at hand for the stand-in `host`.
+    #[must_use]
+    pub fn device_budget(mut self, bytes: u64) -> Self {
+        self.device_budget = Some(bytes);
+        self
+    }
+
+    /// Bytes of (pinned) host memory that may keep layers between passes, beside the staging
+    /// memory. If not given: half of the memory at hand.
+    #[must_use]
+    pub fn host_budget(mut self, bytes: u64) -> Self {
+        self.host_budget = Some(bytes);
+        self
+    }
+
+    /// Groups tensors by a number for each name; the groups are used in the order of the numbers.
+    /// If not given: by layer (`blk.N.`, `model.layers.N.`, `transformer.h.N.`, …), with the
+    /// embeddings before and the rest behind.
+    #[must_use]
+    pub fn group_by(mut self, group: impl Fn(&str) -> u32 + Send + Sync + 'static) -> Self {
+        self.grouping = Some(Box::new(group));
+        self
+    }
+
+    /// How many passes there will be, so that nothing is brought for another one.
+    #[must_use]
+    pub fn passes(mut self, passes: u64) -> Self {
+        self.passes = Some(passes);
+        self
+    }
+
+    /// Lets `cancel` stop the stream from any thread.
+    #[must_use]
+    pub fn cancel_with(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
+    }
+
+    /// For tests of the stream itself: tampers with what the engines see.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn fault(mut self, fault: Box<dyn Fault>) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+
+    /// Opens, plans and starts; the first layers are on their way when it returns.
+    ///
+    /// # Errors
+    /// As [`crate::Loader::start`]; [`Error::Budget`] where the largest layer does not fit.
+    pub fn start(self) -> Result<LayerStream, Error> {
+        LayerStream::start(self)
+    }
+}
+
+/// The layers of a model, in turn, again and again, on a device that need not have room for all of
+/// them.
+///
+/// A fixed set of layers stays on the device; others are kept in pinned host memory and uploaded
+/// for each pass; the rest is read each time. While the caller computes on one layer, the next ones
+/// are read and uploaded. [`LayerStream::why`] says what went where.
+///
+/// ```no_run
+/// use forebay::LayerStream;
+///
+/// let mut stream = LayerStream::builder("model.gguf").device_budget(4 << 30).start()?;
+/// for _token in 0..100 {
+///     while let Some(layer) = stream.next_layer()? {
+///         for tensor in layer.tensors() {
+///             // compute; the tensors are valid as long as `layer`, or a clone of a tensor, lives
+///             println!("{} {:?}", layer.name(), tensor);
+///         }
+///     }
+/// }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+///
+/// # When memory is used again
+///
+/// The memory of a layer goes to another one when the [`Layer`], all clones of its tensors and all
+/// products on a [`crate::ComputeStream`] that use it have ended. A caller who holds on to as many
+/// layers as there is room for gets an error, not a wait without end.
+pub struct LayerStream {
+    units: Vec<Arc<Unit>>,
+    sizes: Vec<UnitSize>,
+    plan: Arc<Plan>,
+    contexts: Contexts,
+    target: Target,
+    mappings: Mappings,
+    budgets: (u64, u64),
+    split: Split,
+    why: Vec<String>,
+    cancel: Cancel,
+    running: Running,
+    landed: Receiver<Landed>,
+    host_device: HostDevice,
+    /// Landed, and not handed out yet.
+    arrived: BTreeMap<u64, Arc<Tensors>>,
+    resident: Vec<Option<Arc<Tensors>>>,
+    /// Of those that stay: whether they have been ordered.
+    is_ordered: Vec<bool>,
+    /// Layers that were handed out and take up a bay.
+    held: Vec<Weak<()>>,
+    passes: Option<u64>,
+    pass: u64,
+    next: usize,
+    /// The first ticket that has not been ordered.
+    ordered: u64,
+    clock: Clock,
+    reports: Vec<PassReport>,
+    may_retune: bool,
+    has_failed: bool,
+    fallbacks: Vec<FallbackReport>,
+}
+
+/// When what happened.
+#[derive(Default)]
+struct Clock {
+    pass_began: Option<Instant>,
+    handed_out: Option<(usize, Instant)>,
+    /// Of each unit, in the pass that runs.
+    compute: Vec<Duration>,
+    waited: Duration,
+    /// The counters when the pass began.
+    before: Snapshot,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Snapshot {
+    read_bytes: u64,
+    uploaded_bytes: u64,
+    uploading: Duration,
+    upload_waited: Duration,
+    read_idle: Duration,
+}
+
+impl Snapshot {
+    fn of(running: &Running) -> Self {
+        let counters = &running.counters;
+        let time = |ns: u64| Duration::from_nanos(ns);
+        Self {
+            read_bytes: counters.read_bytes.load(Ordering::Relaxed),
+            uploaded_bytes: counters.uploaded_bytes.load(Ordering::Relaxed),
+            uploading: time(counters.uploading_ns.load(Ordering::Relaxed)),
+            upload_waited: time(counters.upload_waited_ns.load(Ordering::Relaxed)),
+            read_idle: running.feed.idle() + running.feed.waited_for_slot(),
+        }
+    }
+}
+
+impl LayerStream {
+    /// A stream of the model at `path`, with every option at its default. Opens nothing yet.
+    #[must_use]
+    pub fn builder(path: impl AsRef<Path>) -> LayerStreamBuilder {
+        LayerStreamBuilder {
+            path: path.as_ref().to_owned(),
+            options: Options::default(),
+            device_budget: None,
+            host_budget: None,
+            grouping: None,
+            passes: None,
+            cancel: Cancel::default(),
+            fault: None,
+        }
+    }
+
+    fn start(builder: LayerStreamBuilder) -> Result<Self, Error> {
+        let LayerStreamBuilder { path, options, grouping, passes, cancel, fault, .. } = builder;
+        let warm_up = WarmUp::begin(&options);
+        let model = Model::open(&path)?;
+        let names = model.catalog().tensors().iter().map(|tensor| tensor.name.as_str());
+        let grouped = Grouped::new(names, grouping.as_deref());
+        let mut plan = Plan::for_stream(&model, &options, &grouped.of_tensor)?;
+        check(&plan)?;
+        let _ready = warm_up.finish();
+        let contexts = contexts(&plan)?;
+        let target = Target::new(kind(&plan), &contexts)?;
+        let mappings = map_files(&plan)?;
+        let units: Vec<Arc<Unit>> = units(&plan, grouped).into_iter().map(Arc::new).collect();
+        let sizes: Vec<UnitSize> = units.iter().map(|unit| unit.size()).collect();
+        let given = (builder.device_budget, builder.host_budget);
+        let budgets = budgets(given, &target, &plan)?;
+        let room = room(budgets, &plan);
+        let Some(split) = Split::choose(&sizes, room, None) else {
+            return Err(too_small(budgets.0, &units, &sizes));
+        };
+        let base_slots = plan.staging.slots;
+        plan.staging.slots = base_slots + split.held_slots(&sizes);
+        let plan = Arc::new(plan);
+        let setup = Setup {
+            plan: &plan,
+            contexts: &contexts,
+            target: &target,
+            mappings: &mappings,
+            pool_bytes: split.device_bytes(&sizes),
+            fault,
+        };
+        let (running, landed, host_device) = start(setup, &cancel)?;
+        let mut stream = Self {
+            resident: units.iter().map(|_| None).collect(),
+            is_ordered: vec![false; units.len()],
+            may_retune: passes.is_none_or(|passes| passes > 2),
+            units,
+            sizes,
+            plan,
+            contexts,
+            target,
+            mappings,
+            budgets,
+            split,
+            why: Vec::new(),
+            cancel,
+            running,
+            landed,
+            host_device,
+            arrived: BTreeMap::new(),
+            held: Vec::new(),
+            passes,
+            pass: 0,
+            next: 0,
+            ordered: 0,
+            clock: Clock::default(),
+            reports: Vec::new(),
+            has_failed: false,
+            fallbacks: Vec::new(),
+        };
+        stream.say_why("before anything was measured");
+        stream.order_up_to(1);
+        Ok(stream)
+    }
+
+    /// The next layer of the pass, once it is whole and on the device; `None` at the end of a pass.
+    /// The call after that begins the next pass.
+    ///
+    /// What the caller does between two calls is taken for its computing, which decides how many
+    /// layers are brought ahead: wait for the device before asking for the next layer, or at the
+    /// end of the first pass at least.
+    ///
+    /// # Errors
+    /// What ended the stream, once; [`Error::AlreadyReported`] afterwards. [`Error::Option`] if the
+    /// caller holds as many layers as there is room for; the stream goes on once it drops one.
+    pub fn next_layer(&mut self) -> Result<Option<Layer>, Error> {
+        if self.has_failed {
+            return Err(Error::AlreadyReported);
+        }
+        self.note_computed();
+        if self.passes.is_some_and(|passes| self.pass >= passes) {
+            return Ok(None);
+        }
+        if self.next == self.units.len() {
+            self.end_pass()?;
+            return Ok(None);
+        }
+        if self.next == 0 && self.clock.pass_began.is_none() {
+            self.begin_pass();
+        }
+        let unit = self.next;
+        let asked = Instant::now();
+        let tensors = self.wait_for(unit)?;
+        self.next += 1;
+        let now = Instant::now();
+        self.clock.waited += now - asked;
+        self.clock.handed_out = Some((unit, now));
+        let held = (self.split.tiers[unit] != Tier::Resident).then(Arc::default);
+        self.held.extend(held.as_ref().map(Arc::downgrade));
+        let tier = self.split.tiers[unit];
+        Ok(Some(Layer { unit: Arc::clone(&self.units[unit]), tensors, tier, _held: held }))
+    }
+
+    /// How many layers a pass has, what lies before and behind them included.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        self.units.len()
+    }
+
+    /// The model that is streamed.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.plan.model
+    }
+
+    /// The CUDA device that layers come to; `None` for the stand-in `host`.
+    #[must_use]
+    pub fn context(&self) -> Option<&Arc<Context>> {
+        self.target.context()
+    }
+
+    /// What went where, and why, a sentence each.
+    #[must_use]
+    pub fn why(&self) -> &[String] {
+        &self.why
+    }
+
+    /// The tier of each layer, in turn.
+    #[must_use]
+    pub fn tiers(&self) -> &[Tier] {
+        &self.split.tiers
+    }
+
+    /// What was asked of the machine so far, and of the passes that have ended.
+    #[must_use]
+    pub fn report(&self) -> StreamReport {
+        let mut tiers = TierBytes::default();
+        for (unit, tier) in self.units.iter().zip(&self.split.tiers) {
+            *match tier {
+                Tier::Resident => &mut tiers.resident_bytes,
+                Tier::Host => &mut tiers.host_bytes,
+                Tier::Streamed => &mut tiers.streamed_bytes,
+            } += unit.device_bytes;
+            tiers.mapped_bytes += unit.bytes - unit.device_bytes;
+        }
+        StreamReport {
+            device: self.device_name(),
+            layers: self.units.len(),
+            vram_budget: self.budgets.0,
+            host_budget: self.budgets.1,
+            tiers,
+            depth: self.split.depth,
+            host_memory_bytes: self.plan.staging.bytes(),
+            why: self.why.clone(),
+            passes: self.reports.clone(),
+            fallbacks: self.fallbacks.clone(),
+        }
+    }
+
+    /// Ends the stream, and reports with what the machine refused on the way.
+    ///
+    /// # Errors
+    /// What had ended the stream before.
+    pub fn finish(mut self) -> Result<StreamReport, Error> {
+        if self.has_failed {
+            return Err(Error::AlreadyReported);
+        }
+        self.end_running()?;
+        Ok(self.report())
+    }
+
+    fn device_name(&self) -> String {
+        let backend = |unit: &Arc<Unit>| {
+            let first = unit.work.tensors.first()?;
+            Some(self.plan.tensor_backends[*first].to_string())
+        };
+        self.units.iter().find_map(backend).unwrap_or_else(|| Backend::Cpu.to_string())
+    }
+
+    /// Says what the split is.
+    fn say_why(&mut self, when: &str) {
+        let of = |tier: Tier| {
+            let units = self.units.iter().zip(&self.split.tiers).filter(|(_, of)| **of == tier);
+            let (count, bytes) = units
+                .fold((0, 0), |(count, bytes), (unit, _)| (count + 1, bytes + unit.device_bytes));
+            format!("{count} ({bytes} bytes)")
+        };
+        let (resident, host, streamed) = (of(Tier::Resident), of(Tier::Host), of(Tier::Streamed));
+        let Split { depth, bay_bytes, .. } = self.split;
+        self.why.push(format!(
+            "{when}: of {} layers, {resident} stay on the device, {host} in host memory, and \
+             {streamed} are read for each pass, into {depth} bays of {bay_bytes} bytes",
+            self.units.len(),
+        ));
+    }
+
+    /// Orders all that passes before `pass` need and that is not ordered yet.
+    fn order_up_to(&mut self, pass: u64) {
+        let pass = self.passes.map_or(pass, |passes| pass.min(passes));
+        let units = self.units.len() as u64;
+        while self.ordered < pass * units {
+            let ticket = self.ordered;
+            self.ordered += 1;
+            let unit = index_of(ticket, units);
+            let tier = self.split.tiers[unit];
+            // Those that stay come once.
+            if tier == Tier::Resident && std::mem::replace(&mut self.is_ordered[unit], true) {
+                continue;
+            }
+            let bay_bytes = match tier {
+                Tier::Resident => self.sizes[unit].device_bytes,
+                _ => self.split.bay_bytes,
+            };
+            let shelf = (tier == Tier::Host).then_some(unit);
+            let work = Arc::clone(&self.units[unit].work);
+            let order = Order { ticket, work, bay_bytes, priority: 0, shelf };
+            self.running.order(Command::Bring(order));
+        }
+    }
+
+    fn begin_pass(&mut self) {
+        self.clock = Clock {
+            pass_began: Some(Instant::now()),
+            compute: vec![Duration::ZERO; self.units.len()],
+            before: Snapshot::of(&self.running),
+            ..Clock::default()
+        };
+        // The end of this pass decides what the next one brings, if anything is still to be tried.
+        self.order_up_to(if self.may_retune { self.pass + 1 } else { self.pass + 2 });
+    }
+
+    fn note_computed(&mut self) {
+        if let Some((unit, since)) = self.clock.handed_out.take() {
+            self.clock.compute[unit] = since.elapsed();
+        }
+    }
+
+    fn end_pass(&mut self) -> Result<(), Error> {
+        let elapsed = self.clock.pass_began.take().map_or(Duration::ZERO, |began| began.elapsed());
+        let (before, now) = (self.clock.before, Snapshot::of(&self.running));
+        let bytes: u64 = self.units.iter().map(|unit| unit.bytes).sum();
+        let seconds = elapsed.as_secs_f64();
+        self.reports.push(PassReport {
+            seconds,
+            gib_per_s: if seconds > 0.0 {
+                bytes as f64 / seconds / (1_u64 << 30) as f64
+            } else {
+                0.0
+            },
+            read_bytes: now.read_bytes - before.read_bytes,
+            uploaded_bytes: now.uploaded_bytes - before.uploaded_bytes,
+            compute_waited_s: self.clock.waited.as_secs_f64(),
+            upload_waited_s: (now.upload_waited - before.upload_waited).as_secs_f64(),
+            read_waited_s: (now.read_idle - before.read_idle).as_secs_f64(),
+        });
+        self.pass += 1;
+        self.next = 0;
+        if std::mem::take(&mut self.may_retune) {
+            self.retune(elapsed, before, now)?;
+        }
+        self.order_up_to(self.pass + 1);
+        Ok(())
+    }
+
+    /// Splits anew by what the first pass has measured, if that is worth reading anew for.
+    fn retune(&mut self, elapsed: Duration, before: Snapshot, now: Snapshot) -> Result<(), Error> {
+        let rate = |bytes: u64, time: Duration| {
+            let seconds = time.as_secs_f64();
+            if seconds > 0.0 && bytes > 0 { bytes as f64 / seconds } else { f64::INFINITY }
+        };
+        let reading = elapsed.saturating_sub(now.read_idle - before.read_idle);
+        let rates = Rates {
+            read: rate(now.read_bytes - before.read_bytes, reading),
+            upload: rate(
+                now.uploaded_bytes - before.uploaded_bytes,
+                now.uploading - before.uploading,
+            ),
+            compute: std::mem::take(&mut self.clock.compute),
+        };
+        let room = room(self.budgets, &self.plan);
+        let Some(better) = Split::choose(&self.sizes, room, Some(&rates)) else { return Ok(()) };
+        let (as_is, then) =
+            (self.split.pass_time(&self.sizes, &rates), better.pass_time(&self.sizes, &rates));
+        let compute: Duration = rates.compute.iter().sum();
+        self.why.push(format!(
+            "measured in the first pass: {:.2} GB/s read, {:.2} GB/s uploaded, {:.3} s of computing",
+            rates.read / 1e9,
+            rates.upload / 1e9,
+            compute.as_secs_f64()
+        ));
+        if better == self.split || then >= as_is.mul_f64(WORTH_IT) {
+            self.why.push(format!(
+                "{} bays stay: a pass is to take {:.3} s, and {:.3} s at best",
+                self.split.depth,
+                as_is.as_secs_f64(),
+                then.as_secs_f64()
+            ));
+            return Ok(());
+        }
+        self.restart(better)?;
+        self.say_why("after the first pass");
+        Ok(())
+    }
+
+    /// Begins anew with another split.
+    fn restart(&mut self, split: Split) -> Result<(), Error> {
+        self.end_running()?;
+        self.arrived.clear();
+        self.resident.fill(None);
+        self.is_ordered.fill(false);
+        let mut plan = Plan::clone(&self.plan);
+        plan.staging.slots -= self.split.held_slots(&self.sizes);
+        plan.staging.slots += split.held_slots(&self.sizes);
+        self.plan = Arc::new(plan);
+        let setup = Setup {
+            plan: &self.plan,
+            contexts: &self.contexts,
+            target: &self.target,
+            mappings: &self.mappings,
+            pool_bytes: split.device_bytes(&self.sizes),
+            fault: None,
+        };
+        (self.running, self.landed, self.host_device) = start(setup, &self.cancel)?;
+        self.split = split;
+        self.held.clear();
+        self.ordered = self.pass * self.units.len() as u64;
+        Ok(())
+    }
+
+    fn end_running(&mut self) -> Result<(), Error> {
+        let ended = self.running.end();
+        if let Some(read) = &ended.read {
+            self.fallbacks.extend(read.schedule.steps().iter().map(FallbackReport::from));
+        }
+        match ended.error {
+            Some(error) => {
+                self.has_failed = true;
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The tensors of a unit, once they are there.
+    fn wait_for(&mut self, unit: usize) -> Result<Arc<Tensors>, Error> {
+        if let Some(resident) = &self.resident[unit] {
+            return Ok(Arc::clone(resident));
+        }
+        let ticket = self.pass * self.units.len() as u64 + unit as u64;
+        loop {
+            while let Ok(landed) = self.landed.try_recv() {
+                self.take_landed(landed.ticket, &landed.arena);
+            }
+            if let Some(tensors) = self.arrived.remove(&ticket) {
+                if self.split.tiers[unit] == Tier::Resident {
+                    self.resident[unit] = Some(Arc::clone(&tensors));
+                }
+                return Ok(tensors);
+            }
+            self.held.retain(|held| held.strong_count() > 0);
+            if self.held.len() >= self.split.depth && self.split.tiers[unit] != Tier::Resident {
+                let cause = format!(
+                    "{} layers are held, and there is room for {} beside those that stay",
+                    self.held.len(),
+                    self.split.depth
+                );
+                let remedy = "drop a layer before asking for the next, or give more device memory";
+                return Err(Error::option("--vram-budget", &cause, remedy));
+            }
+            match self.landed.recv() {
+                Ok(landed) => self.take_landed(landed.ticket, &landed.arena),
+                Err(_) => {
+                    self.end_running()?;
+                    self.has_failed = true;
+                    return Err(Error::Internal("the stream ended by itself".to_owned()));
+                }
+            }
+        }
+    }
+
+    fn take_landed(&mut self, ticket: u64, arena: &BayArena) {
+        let unit = Arc::clone(&self.units[index_of(ticket, self.units.len() as u64)]);
+        let tensors = self.tensors(&unit, arena);
+        self.arrived.insert(ticket, Arc::new(tensors));
+    }
+
+    fn tensors(&self, unit: &Unit, arena: &BayArena) -> Tensors {
+        let catalog = self.plan.model.shared_catalog();
+        let memory = unit.tensors.iter().map(|&tensor| match &self.plan.homes[tensor] {
+            Home::Arena { tensor, .. } => TensorMemory::Arena {
+                part: hold(arena, *tensor, &self.host_device),
+                interleaved: None,
+            },
+            Home::Mapped | Home::Split(_) => {
+                let entry = &catalog.tensors()[tensor];
+                let mapping = self.mappings[entry.file].as_ref();
+                let view = mapping.and_then(|mapping| mapping.view(entry.offset..entry.end()));
+                view.map_or(TensorMemory::Empty, TensorMemory::Mapped)
+            }
+        });
+        let backends = unit.tensors.iter().map(|&tensor| self.plan.tensor_backends[tensor]);
+        Tensors {
+            memory: memory.collect(),
+            backends: backends.collect(),
+            resident: Resident::new(&[], false),
+            reclaim: false,
+            lock: PageLock::default(),
+            staging: None,
+            entries: None,
+            catalog,
+        }
+    }
+}
+
+/// Where a GPU finds the arena's memory if it computes in the machine's: the driver's hold on it, if it
+/// needs one, and the address of the first byte.
+pub(super) type HostDevice = Option<(Option<Arc<HostRegistration>>, u64)>;
+
+/// A tensor of an arena, for those who use it.
+pub(super) fn hold(arena: &BayArena, tensor: usize, host_device: &HostDevice) -> HeldPart {
+    match arena {
+        BayArena::Host(arena) => {
+            HeldPart::Host { arena: Arc::clone(arena), tensor, device: host_device.clone() }
+        }
+        BayArena::Cuda(arena) => HeldPart::Cuda { arena: Arc::clone(arena), tensor },
+    }
+}
+
+/// Tickets count units, pass after pass.
+fn index_of(ticket: u64, units: u64) -> usize {
+    usize::try_from(ticket % units).expect("a number of a unit")
+}
+
+/// Starts what brings, and says where what has landed is heard of.
+fn start(
+    setup: Setup<'_>,
+    cancel: &Cancel,
+) -> Result<(Running, Receiver<Landed>, HostDevice), Error> {
+    let (landed_sender, landed) = unbounded();
+    let mut found = None;
+    let running = Running::start(setup, cancel, |host_device| {
+        found = host_device;
+        Box::new(landed_sender)
+    })?;
+    Ok((running, landed, found))
+}
+
+/// What a stream can't do.
+pub(super) fn check(plan: &Plan) -> Result<(), Error> {
+    if plan.arenas.iter().any(|arena| arena.backend == Backend::Cpu) {
+        return Err(Error::option(
+            "--load-mode",
+            "tensors of the cpu stay mapped while others stream",
+            "leave cpu at auto or mmap, without --repack",
+        ));
+    }
+    let locks = |mode| matches!(mode, LoadMode::Mlock | LoadMode::MlockStrict);
+    if plan.backends.iter().any(|backend| locks(backend.mode)) {
+        return Err(Error::option(
+            "--load-mode",
+            "a stream locks no tensors of the cpu",
+            "leave cpu at auto or mmap",
+        ));
+    }
+    let kinds = plan.arenas.iter().map(|arena| arena.kind);
+    let is_one = plan.arenas.first().is_none_or(|first| kinds.clone().all(|it| it == first.kind));
+    let is_split = plan.homes.iter().any(|home| matches!(home, Home::Split(_)));
+    if !is_one || is_split {
+        return Err(Error::option(
+            "--device",
+            "layers are streamed to one device",
+            "name one device, and place tensors there or on the cpu",
+        ));
+    }
+    Ok(())
+}
+
+/// The device's and the host's.
+pub(super) fn budgets(
+    (device, host): (Option<u64>, Option<u64>),
+    target: &Target,
+    plan: &Plan,
+) -> Result<(u64, u64), Error> {
+    let at_hand = || memory_at_hand().map_or(u64::MAX, |memory| memory.bytes);
+    let everything = plan.model.catalog().bytes();
+    let device = match (device, target) {
+        (Some(bytes), _) => bytes,
+        (None, Target::Cuda(context)) => {
+            let free = free_bytes(context, &plan.devices)?;
+            free - free / DEVICE_SHARE_LEFT
+        }
+        (None, _) => at_hand() / HOST_SHARE,
+    };
+    let host = host.unwrap_or_else(|| (at_hand() / HOST_SHARE).min(everything));
+    Ok((device, host))
+}
+
+fn free_bytes(context: &Arc<Context>, devices: &BTreeMap<u32, DeviceInfo>) -> Result<u64, Error> {
+    let (free, _) =
+        context.memory_bytes().map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
+    let all = devices.get(&context.ordinal()).map_or(free, |info| info.memory_bytes);
+    Ok(free.min(all))
+}
+
+fn room((device_bytes, host_bytes): (u64, u64), plan: &Plan) -> Room {
+    let slots = host_bytes / plan.staging.slot_bytes.max(1);
+    Room { device_bytes, host_slots: usize::try_from(slots).unwrap_or(usize::MAX) }
+}
+
+fn too_small(budget_bytes: u64, units: &[Arc<Unit>], sizes: &[UnitSize]) -> Error {
+    let least_bytes = Split::least_bytes(sizes);
+    let largest = units.iter().zip(sizes).max_by_key(|(_, size)| size.device_bytes);
+    let layer = largest.map_or_else(String::new, |(unit, _)| unit.name.clone());
+    Error::Budget { budget_bytes, least_bytes, layer }
+}
+
+/// One layer's tensors, on the device and whole. Valid until it is dropped; a clone of a tensor
+/// keeps the layer's memory for itself, and so from the layers that follow.
+pub struct Layer {
+    unit: Arc<Unit>,
+    tensors: Arc<Tensors>,
+    tier: Tier,
+    _held: Option<Arc<()>>,
+}
+
+impl Layer {
+    /// `layer 7`; or `input` and `output` for what lies before and behind the layers.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.unit.name
+    }
+
+    /// The layer's number (or its group's), if it is one.
+    #[must_use]
+    pub fn number(&self) -> Option<u32> {
+        self.unit.layer
+    }
+
+    /// Where it is between passes.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The bytes of its tensors.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.unit.bytes
+    }
+
+    /// Its tensors, those of the device first.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor> + '_ {
+        let tensors = self.unit.tensors.iter().enumerate();
+        tensors.map(|(place, &index)| self.tensors.at(place, index))
+    }
+
+    /// The tensor of that full name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<Tensor> {
+        let index = self.tensors.catalog.position(name)?;
+        let place = self.unit.tensors.iter().position(|&tensor| tensor == index)?;
+        Some(self.tensors.at(place, index))
+    }
+}
