@@ -109,6 +109,10 @@ pub(crate) struct StreamArguments {
     /// The same seed multiplies with the same vectors
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Only these experts of each layer of a mixture, fetched on demand: numbers (0,5,7) or
+    /// random:K, anew for each pass
+    #[arg(long, value_name = "IDS|random:K", value_parser = parse::<Experts>)]
+    pub(crate) experts: Option<Experts>,
     #[command(flatten)]
     pub(crate) policy: PolicyArguments,
     /// Print one JSON object
@@ -235,6 +239,31 @@ pub(crate) struct KernelArguments {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Which experts of each layer.
+#[derive(Clone, Debug)]
+pub(crate) enum Experts {
+    Numbers(Vec<u64>),
+    /// So many, chosen at random.
+    Random(usize),
+}
+
+impl std::str::FromStr for Experts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is neither numbers (0,5,7) nor random:K");
+        if let Some(count) = text.strip_prefix("random:") {
+            let count = count.parse().ok().filter(|&count| count > 0);
+            return count.map(Self::Random).ok_or_else(wrong);
+        }
+        let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
+        let mut numbers = numbers.map_err(|_| wrong())?;
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(Self::Numbers(numbers))
+    }
 }
 
 fn batch_size(text: &str) -> Result<usize, String> {

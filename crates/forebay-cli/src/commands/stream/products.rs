@@ -1,111 +1,16 @@
-//! `forebay stream`: passes over a model that need not fit on the device.
-//!
-//! Every matrix of every layer is multiplied with the same random vectors in each pass, so a pass
-//! gives the same outputs whatever the budgets are; their checksum says so.
+//! The products of a stream: what is multiplied with what, and what came out.
 
 use crate::args::StreamArguments;
 use crate::failure::Failure;
-use crate::{interrupt, output, size};
-use forebay::{
-    ComputeStream, DeviceFloats, Layer, LayerStream, ModelSummary, PassReport, Shape, StreamReport,
-    Tensor, TierBytes, Weights,
-};
-use serde::Serialize;
+use forebay::{ComputeStream, DeviceContext, DeviceFloats, Shape, Tensor, Weights};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-
-#[derive(Serialize)]
-struct Report {
-    model: ModelSummary,
-    device: String,
-    emulated: bool,
-    layers: usize,
-    vram_budget: u64,
-    host_budget: u64,
-    batch: usize,
-    tiers: TierBytes,
-    depth: usize,
-    host_memory_bytes: u64,
-    why: Vec<String>,
-    passes: Vec<Pass>,
-    fallbacks: Vec<forebay::FallbackReport>,
-    /// Tensors that no product takes: vectors, and types that are no numbers.
-    not_multiplied: usize,
-}
-
-#[derive(Serialize)]
-struct Pass {
-    #[serde(flatten)]
-    pass: PassReport,
-    checksum: String,
-}
-
-pub(crate) fn run(arguments: &StreamArguments) -> Result<(), Failure> {
-    let cancel = interrupt::flag();
-    let mut builder = LayerStream::builder(&arguments.model)
-        .options(arguments.policy.options())
-        .passes(arguments.passes.into())
-        .cancel_with(&cancel);
-    if let Some(bytes) = arguments.vram_budget.bytes() {
-        builder = builder.device_budget(bytes);
-    }
-    if let Some(bytes) = arguments.host_budget.bytes() {
-        builder = builder.host_budget(bytes);
-    }
-    let mut stream = builder.start()?;
-    let mut products = Products::new(&stream, arguments)?;
-    let mut checksums = Vec::new();
-    for _pass in 0..arguments.passes {
-        let mut checksum = Checksum::default();
-        while let Some(layer) = stream.next_layer()? {
-            if cancel.is_cancelled() {
-                return Err(Failure::cancelled());
-            }
-            products.multiply(&layer, &mut checksum)?;
-        }
-        checksums.push(checksum.hex());
-    }
-    let summary = ModelSummary::of(stream.model());
-    let emulated = match stream.context() {
-        Some(context) => forebay::device(context.ordinal()).is_ok_and(|device| device.is_emulated),
-        None => false,
-    };
-    let StreamReport {
-        device,
-        layers,
-        vram_budget,
-        host_budget,
-        tiers,
-        depth,
-        host_memory_bytes,
-        why,
-        passes,
-        fallbacks,
-    } = stream.finish()?;
-    let passes = passes.into_iter().zip(checksums);
-    let report = Report {
-        model: summary,
-        device,
-        emulated,
-        layers,
-        vram_budget,
-        host_budget,
-        batch: arguments.batch,
-        tiers,
-        depth,
-        host_memory_bytes,
-        why,
-        passes: passes.map(|(pass, checksum)| Pass { pass, checksum }).collect(),
-        fallbacks,
-        not_multiplied: products.not_multiplied / arguments.passes as usize,
-    };
-    if arguments.json { output::json(&report) } else { show(&report) }
-}
+use std::sync::Arc;
 
 /// Over the outputs' bit patterns, in the order of the model's use.
 #[derive(Default)]
-struct Checksum(Sha256);
+pub(super) struct Checksum(Sha256);
 
 impl Checksum {
     fn add(&mut self, name: &str, outputs: &[f32]) {
@@ -114,20 +19,21 @@ impl Checksum {
         self.0.update(bits.collect::<Vec<u8>>());
     }
 
-    fn hex(self) -> String {
+    pub(super) fn hex(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
 /// What is multiplied with what.
-struct Products {
+pub(super) struct Products {
     seed: u64,
     batch: usize,
     /// By their length.
     inputs: HashMap<usize, Vec<f32>>,
     outputs: Vec<f32>,
     device: Option<OnDevice>,
-    not_multiplied: usize,
+    /// Tensors that no product takes, counted each time.
+    pub(super) not_multiplied: usize,
     /// Products of the layer at hand, by the length of their outputs.
     queued: HashMap<usize, usize>,
 }
@@ -149,8 +55,11 @@ struct Queued {
 }
 
 impl Products {
-    fn new(stream: &LayerStream, arguments: &StreamArguments) -> Result<Self, Failure> {
-        let device = match stream.context() {
+    pub(super) fn new(
+        context: Option<&Arc<DeviceContext>>,
+        arguments: &StreamArguments,
+    ) -> Result<Self, Failure> {
+        let device = match context {
             None => None,
             Some(context) => Some(OnDevice {
                 stream: ComputeStream::new(context).map_err(forebay::Error::from)?,
@@ -170,9 +79,13 @@ impl Products {
         })
     }
 
-    fn multiply(&mut self, layer: &Layer, checksum: &mut Checksum) -> Result<(), Failure> {
+    pub(super) fn multiply(
+        &mut self,
+        tensors: impl Iterator<Item = Tensor>,
+        checksum: &mut Checksum,
+    ) -> Result<(), Failure> {
         let mut queued = Vec::new();
-        for tensor in layer.tensors() {
+        for tensor in tensors {
             let shape = tensor.matrix_shape().ok().filter(|_| tensor.is_numeric());
             let Some(shape) = shape.filter(|shape| shape.rows > 0 && shape.columns > 0) else {
                 self.not_multiplied += 1;
@@ -255,57 +168,4 @@ impl Products {
         }
         Ok(())
     }
-}
-
-fn show(report: &Report) -> Result<(), Failure> {
-    for why in &report.why {
-        output::line(&format!("- {why}"))?;
-    }
-    let TierBytes { resident_bytes, host_bytes, streamed_bytes, mapped_bytes } = report.tiers;
-    let emulated = if report.emulated { " (EMULATED: no rate of hardware)" } else { "" };
-    output::line(&format!(
-        "{}{emulated}: {} layers, {} stay, {} in host memory, {} streamed, {} on the cpu",
-        report.device,
-        report.layers,
-        size::show(resident_bytes),
-        size::show(host_bytes),
-        size::show(streamed_bytes),
-        size::show(mapped_bytes)
-    ))?;
-    for step in &report.fallbacks {
-        output::line(&format!(
-            "stepped down {} → {} ({} at {}): {}",
-            step.from, step.to, step.errno, step.at, step.reason
-        ))?;
-    }
-    let mut rows = vec![
-        [
-            "pass",
-            "s",
-            "GiB/s",
-            "read",
-            "uploaded",
-            "compute waited",
-            "upload waited",
-            "read waited",
-            "checksum",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-    ];
-    for (number, Pass { pass, checksum }) in report.passes.iter().enumerate() {
-        let waited = |seconds: f64| format!("{seconds:.3} s");
-        rows.push(vec![
-            (number + 1).to_string(),
-            format!("{:.3}", pass.seconds),
-            format!("{:.2}", pass.gib_per_s),
-            size::show(pass.read_bytes),
-            size::show(pass.uploaded_bytes),
-            waited(pass.compute_waited_s),
-            waited(pass.upload_waited_s),
-            waited(pass.read_waited_s),
-            checksum.chars().take(16).collect(),
-        ]);
-    }
-    output::table(&rows)
 }
