@@ -5,27 +5,31 @@
     pip install -r tests/decoder/requirements.txt    # builds llama.cpp: a C++ compiler, minutes
     tests/decoder/compare.py "$(tests/decoder/fetch FOLDER)" [target/release/examples/decoder]
 
-llama.cpp multiplies block types with an input rounded to eight bits; we don't. So it runs the model
-twice: with its weights converted to F32, by llama.cpp, into a temporary folder (four bytes a weight),
-which is what the weights say; and as the file is. Distances are |a - b| / |b| over the logits at a
-prompt's last token:
+llama.cpp multiplies block types with an input rounded to eight bits; we don't. So it runs the
+model twice: with its weights converted to F32, by llama.cpp, into a temporary folder (four bytes a
+weight), which is what the weights say; and as the file is. Distances are |a - b| / |b| over the
+logits at a prompt's last token:
 
     distance   ours from llama.cpp's on F32 weights: another order of sums, and nothing else
     rounding   llama.cpp's on the file from llama.cpp's on F32 weights: what its rounding costs
     as it is   ours from llama.cpp's on the file: by the first two, about as far as `rounding`
 
-A prompt passes if `distance` is at most MOST, the likeliest token is that of llama.cpp on F32 weights,
-and so are the next GENERATED tokens, each chosen as the likeliest. Exit status 1 if one does not.
+The example runs twice: streamed, with room for a quarter of the weights on the device, and with all of them
+resident. Both are to be the same to the bit.
 
-The likeliest token of llama.cpp on the file is to be the same too, but where `lead`, by which the first
-logit exceeds the second, is within what rounding moved these two: there llama.cpp differs from
-itself. Such prompts are marked `tie`, and counted.
+A prompt passes if `distance` is at most MOST, the likeliest token is that of llama.cpp on F32
+weights, and so are the next GENERATED tokens, each chosen as the likeliest. Exit status 1 if one
+does not.
 
-MOST: the median of SmolLM2-135M (Q4_1 and Q8_0) was 1.5e-6, its largest 5.3e-6 (llama-cpp-python 0.3.36,
-AVX2, two threads); ten times that leaves room for other processors. It is narrow enough: one bit
-changed in one of the model's weights moved 11 to 27 of the prompts past it, in a block's scale 29 to
-31, an epsilon of 1e-6 for 1e-5 30, while `as it is` showed none of these. Rounding our input to eight bits,
-in blocks of 32, made a median of 0.035, as llama.cpp's does.
+The likeliest token of llama.cpp on the file is to be the same too, but where `lead`, by which the
+first logit exceeds the second, is within what rounding moved these two: there llama.cpp differs
+from itself. Such prompts are marked `tie`, and counted.
+
+MOST: the median of SmolLM2-135M (Q4_1 and Q8_0) was 1.5e-6, its largest 5.3e-6 (llama-cpp-python
+0.3.36, AVX2, two threads); ten times that leaves room for other processors. It is narrow enough:
+one bit changed in one of the model's weights moved 11 to 27 of the prompts past it, in a block's
+scale 29 to 31, an epsilon of 1e-6 for 1e-5 30, while `as it is` showed none of these. Rounding our
+input to eight bits, in blocks of 32, made a median of 0.035, as llama.cpp's does.
 """
 
 import argparse
@@ -118,10 +122,11 @@ def in_full_precision(model, path):
     return path
 
 
-def of_the_example(decoder, model, prompts, folder):
-    """The logits of every prompt, and the tokens that follow it."""
+def of_the_example(decoder, model, prompts, folder, budget=()):
+    """The logits of every prompt, and the tokens that follow it: streamed with room for a quarter of
+    the weights if no other budget is given."""
     logits = folder / "logits"
-    command = [decoder, model, "--generate", str(GENERATED), "--logits", logits]
+    command = [decoder, model, "--generate", str(GENERATED), "--logits", logits, *budget]
     for tokens in prompts:
         command += ["--tokens", ",".join(map(str, tokens))]
     run = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
@@ -145,6 +150,11 @@ def main():
         on_f32 = Reference(in_full_precision(arguments.model, folder / "f32.gguf"))
         prompts = [on_file.tokens(text) for text in PROMPTS]
         ours, generated = of_the_example(arguments.decoder, arguments.model, prompts, folder)
+        resident = of_the_example(arguments.decoder, arguments.model, prompts, folder,
+                                  ("--budget", str(arguments.model.stat().st_size * 2)))
+        if ours.tobytes() != resident[0].tobytes() or generated != resident[1]:
+            sys.exit("streamed and resident differ")
+        print("streamed and resident: the same to the bit")
         sys.exit(not compare(prompts, ours, generated, on_file, on_f32))
 
 
@@ -165,8 +175,8 @@ def compare(prompts, ours, generated, on_file, on_f32):
         passed = (distances[0] <= MOST and int(ours.argmax()) == first and alike == GENERATED
                   and (of_file == first or tie))
         failed, ties = failed + (not passed), ties + tie
-        print(f"{len(tokens):6}  {int(ours.argmax()):5}  {lead:5.2f}  {distances[0]:8.1e}  {distances[1]:8.4f}"
-              f"  {distances[2]:8.4f}  {alike} of {GENERATED}  {text[-32:]!r}"
+        print(f"{len(tokens):6}  {int(ours.argmax()):5}  {lead:5.2f}  {distances[0]:8.1e}"
+              f"  {distances[1]:8.4f}  {distances[2]:8.4f}  {alike} of {GENERATED}  {text[-32:]!r}"
               f"{'  tie' if tie else ''}{'' if passed else '  FAILED'}")
     print(f"{'at most':>20}  {most[0]:8.1e}  {most[1]:8.4f}  {most[2]:8.4f}")
     print(f"{ties} of {len(prompts)} prompts are ties that llama.cpp's own rounding decides otherwise")

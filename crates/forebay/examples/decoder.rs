@@ -1,15 +1,17 @@
-//! Runs a small Llama model on what was loaded: prompts as token ids in, the likeliest next tokens
-//! out. `tests/decoder/compare.py` holds its logits against llama.cpp's.
+//! Runs a small Llama model whose layers are streamed to a device with room for a quarter of them:
+//! prompts as token ids in, the likeliest next tokens out. `tests/decoder/compare.py` holds its
+//! logits against llama.cpp's.
 //!
 //!     cargo run --release -p forebay --example decoder -- MODEL --tokens 504,3575,282,4649,314
 //!
 //! `--tokens` may be repeated: all prompts go through a layer together, so that its weights are
-//! needed once. `--generate N` is how many tokens follow each (1). `--logits FILE` takes what the
-//! model says at the last token of every prompt, one prompt after another, as little-endian `f32`.
+//! needed once. `--generate N` is how many tokens follow each (1). `--budget BYTES` is what weights may
+//! take on the device (a quarter of the model). `--logits FILE` takes what the model says at the last
+//! token of every prompt, one prompt after another, as little-endian `f32`.
 
 #![forbid(unsafe_code)]
 
-use forebay::{Catalog, Loaded, Loader, Tensor, Value};
+use forebay::{Catalog, Layer, LayerStream, Model, Options, Tensor, Value};
 use std::error::Error;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -31,13 +33,22 @@ const LAYER: [&str; 9] = [
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
-    let loaded = Loader::new(arguments.model).load()?;
-    let model = Hyper::of(loaded.catalog())?;
+    let bytes = Model::open(&arguments.model)?.catalog().bytes();
+    let mut options = Options::default();
+    // Of which a few rows are needed; what is multiplied by a tied one stays on the CPU, too.
+    options.place.push("token_embd=cpu".parse()?);
+    let mut stream = LayerStream::builder(&arguments.model)
+        .options(options)
+        .device_budget(arguments.budget.unwrap_or(bytes / 4))
+        .host_budget(0)
+        .passes(arguments.generate as u64)
+        .start()?;
+    let model = Hyper::of(stream.model().catalog())?;
     let sequence =
         |tokens| Sequence { tokens, done: 0, caches: vec![Cache::default(); model.layers] };
     let mut sequences: Vec<_> = arguments.prompts.into_iter().map(sequence).collect();
     for step in 0..arguments.generate {
-        let logits = forward(&loaded, &model, &mut sequences)?;
+        let logits = forward(&mut stream, &model, &mut sequences)?;
         if let Some(path) = arguments.logits.as_ref().filter(|_| step == 0) {
             let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
             std::fs::write(path, bytes)?;
@@ -48,7 +59,7 @@ fn main() -> Result<()> {
             sequence.tokens.extend(likeliest.map(|(token, _)| token));
         }
     }
-    let vocabulary = loaded.catalog().metadata().get("tokenizer.ggml.tokens");
+    let vocabulary = stream.model().catalog().metadata().get("tokenizer.ggml.tokens");
     for Sequence { tokens, .. } in sequences {
         let tokens = &tokens[tokens.len() - arguments.generate..];
         let text = |token| vocabulary.and_then(Value::as_array)?.get(token);
@@ -63,14 +74,17 @@ struct Arguments {
     model: PathBuf,
     prompts: Vec<Vec<usize>>,
     generate: usize,
+    budget: Option<u64>,
     logits: Option<PathBuf>,
 }
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self> {
-        let usage = "usage: decoder MODEL --tokens 1,2,3 [--generate N] [--logits FILE]";
+        let usage =
+            "usage: decoder MODEL --tokens 1,2,3 [--generate N] [--budget BYTES] [--logits FILE]";
         let model = words.next().ok_or(usage)?.into();
-        let mut parsed = Self { model, prompts: Vec::new(), generate: 1, logits: None };
+        let mut parsed =
+            Self { model, prompts: Vec::new(), generate: 1, budget: None, logits: None };
         while let Some(option) = words.next() {
             let value = words.next().ok_or(usage)?;
             match option.as_str() {
@@ -80,6 +94,7 @@ impl Arguments {
                     parsed.prompts.push(tokens?);
                 }
                 "--generate" => parsed.generate = value.parse()?,
+                "--budget" => parsed.budget = Some(value.parse()?),
                 "--logits" => parsed.logits = Some(value.into()),
                 _ => return Err(usage.into()),
             }
@@ -175,26 +190,42 @@ struct Cache {
 
 /// Takes the tokens that are not done through all layers, a row of `x` each, and says what may
 /// follow the last one of every sequence.
-fn forward(loaded: &Loaded, model: &Hyper, sequences: &mut [Sequence]) -> Result<Vec<f32>> {
-    let table = tensor(loaded, "token_embd.weight")?;
-    let mut x = Vec::new();
-    for token in sequences.iter().flat_map(|sequence| &sequence.tokens[sequence.done..]) {
-        x.extend(row(&table, *token)?);
+fn forward(
+    stream: &mut LayerStream,
+    model: &Hyper,
+    sequences: &mut [Sequence],
+) -> Result<Vec<f32>> {
+    let (mut table, mut x, mut logits) = (None, Vec::new(), Vec::new());
+    while let Some(part) = stream.next_layer()? {
+        match part.number() {
+            None if table.is_none() => {
+                let embeddings = tensor(&part, "token_embd.weight")?;
+                for token in sequences.iter().flat_map(|it| &it.tokens[it.done..]) {
+                    x.extend(embeddings.rows_to_f32(*token..token + 1)?);
+                }
+                table = Some(embeddings);
+            }
+            Some(number) => {
+                let weights = |name: &str| tensor(&part, &format!("blk.{number}.{name}.weight"));
+                layer(weights, model, number as usize, sequences, &mut x)?;
+            }
+            None => {
+                let x = normalized(&x, &tensor(&part, "output_norm.weight")?, model.epsilon)?;
+                let output = part.tensor("output.weight").or(table.clone());
+                let output = output.ok_or("the model has no output")?;
+                let mut rows = x.chunks_exact(output.matrix_shape()?.columns);
+                let mut last_rows = Vec::new();
+                for sequence in &mut *sequences {
+                    let last = (sequence.tokens.len() - sequence.done).checked_sub(1);
+                    let last = last.and_then(|last| rows.nth(last));
+                    last_rows.extend(last.ok_or("a prompt has no token")?);
+                    sequence.done = sequence.tokens.len();
+                }
+                logits = multiply(&output, &last_rows)?;
+            }
+        }
     }
-    for index in 0..model.layers {
-        let weights = |name: &str| tensor(loaded, &format!("blk.{index}.{name}.weight"));
-        layer(weights, model, index, sequences, &mut x)?;
-    }
-    let x = normalized(&x, &tensor(loaded, "output_norm.weight")?, model.epsilon)?;
-    let output = tensor(loaded, "output.weight").unwrap_or_else(|_| table.clone());
-    let mut rows = x.chunks_exact(table.matrix_shape()?.columns);
-    let mut last_rows = Vec::new();
-    for sequence in sequences {
-        let last = (sequence.tokens.len() - sequence.done).checked_sub(1);
-        last_rows.extend(last.and_then(|last| rows.nth(last)).ok_or("a prompt has no token")?);
-        sequence.done = sequence.tokens.len();
-    }
-    multiply(&output, &last_rows)
+    Ok(logits)
 }
 
 /// One layer: every row is mixed with what came before it, then by itself.
@@ -297,17 +328,6 @@ fn add(x: &mut [f32], y: &[f32]) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
-/// One row of a matrix as `f32`, without converting the others.
-fn row(table: &Tensor, number: usize) -> Result<Vec<f32>> {
-    let shape = table.matrix_shape()?;
-    let bytes = usize::try_from(table.bytes())? / shape.rows;
-    let mut stored = vec![0; bytes];
-    table.read_into((number * bytes) as u64, &mut stored)?;
-    let mut row = vec![0.0; shape.columns];
-    forebay_compute::dequantize(table.dtype(), &stored, &mut row)?;
-    Ok(row)
-}
-
-fn tensor(loaded: &Loaded, name: &str) -> Result<Tensor> {
-    Ok(loaded.tensor(name).ok_or_else(|| format!("the model has no '{name}'"))?)
+fn tensor(part: &Layer, name: &str) -> Result<Tensor> {
+    Ok(part.tensor(name).ok_or_else(|| format!("the model has no '{name}'"))?)
 }

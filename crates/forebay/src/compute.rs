@@ -199,6 +199,25 @@ impl Tensor {
         Ok(true)
     }
 
+    /// Some of its rows as a matrix, as `f32`, one behind the other: the embeddings of a few tokens,
+    /// say, without converting the table.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_f32`]; [`Error::NoMatrix`] for rows past the last one, too.
+    pub fn rows_to_f32(&self, rows: Range<usize>) -> Result<Vec<f32>, Error> {
+        let shape = self.matrix_shape()?;
+        if rows.start > rows.end || rows.end > shape.rows {
+            let cause = format!("it has {} rows, not {}..{}", shape.rows, rows.start, rows.end);
+            return Err(self.no_matrix(&cause));
+        }
+        let row_bytes = self.bytes() / shape.rows.max(1) as u64;
+        let mut stored = vec![0; usize::try_from(row_bytes).unwrap_or(0) * rows.len()];
+        self.read_into(rows.start as u64 * row_bytes, &mut stored)?;
+        let mut converted = vec![0.0; shape.columns * rows.len()];
+        dequantize(self.dtype(), &stored, &mut converted).map_err(self.compute())?;
+        Ok(converted)
+    }
+
     /// Its elements as `f32`, in the order of the file. The pages of a mapped tensor are given back
     /// as they are converted, unless the load keeps them ([`crate::Reclaim::Off`]) or has locked
     /// them: the weights are not resident twice.

@@ -464,6 +464,7 @@ impl LayerStream {
         let (before, now) = (self.clock.before, Snapshot::of(&self.running));
         let bytes: u64 = self.units.iter().map(|unit| unit.bytes).sum();
         let seconds = elapsed.as_secs_f64();
+        let reads = now.read_bytes > before.read_bytes;
         self.reports.push(PassReport {
             seconds,
             gib_per_s: if seconds > 0.0 {
@@ -475,7 +476,11 @@ impl LayerStream {
             uploaded_bytes: now.uploaded_bytes - before.uploaded_bytes,
             compute_waited_s: self.clock.waited.as_secs_f64(),
             upload_waited_s: (now.upload_waited - before.upload_waited).as_secs_f64(),
-            read_waited_s: (now.read_idle - before.read_idle).as_secs_f64(),
+            read_waited_s: if reads {
+                (now.read_idle - before.read_idle).as_secs_f64()
+            } else {
+                0.0
+            },
         });
         self.pass += 1;
         self.next = 0;
@@ -512,7 +517,9 @@ impl LayerStream {
             rates.upload / 1e9,
             compute.as_secs_f64()
         ));
-        if better == self.split || then >= as_is.mul_f64(WORTH_IT) {
+        self.held.retain(|held| held.strong_count() > 0);
+        // The memory of layers that are held can't be split anew.
+        if !self.held.is_empty() || better == self.split || then >= as_is.mul_f64(WORTH_IT) {
             self.why.push(format!(
                 "{} bays stay: a pass is to take {:.3} s, and {:.3} s at best",
                 self.split.depth,
@@ -530,6 +537,7 @@ impl LayerStream {
     fn restart(&mut self, split: Split) -> Result<(), Error> {
         self.end_running()?;
         self.arrived.clear();
+        while self.landed.try_recv().is_ok() {}
         self.resident.fill(None);
         self.is_ordered.fill(false);
         let mut plan = Plan::clone(&self.plan);

@@ -5,3 +5,6 @@ pub mod cpu {}
 
 #[doc = include_str!("cuda.md")]
 pub mod cuda {}
+
+#[doc = include_str!("streaming.md")]
+pub mod streaming {}
