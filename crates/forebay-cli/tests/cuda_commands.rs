@@ -252,12 +252,62 @@ fn bench_kernels_checks_and_times_products_on_the_device() {
     let report = ran.json();
     assert_eq!(report["emulated"], true);
     assert!(report["ceiling"]["bytes_per_s"].as_f64().unwrap() > 0.0);
+    for operand in ["f32", "f16", "bf16"] {
+        assert!(report["ceiling"]["flops"][operand].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let by = report["ceiling"]["flops_by"].as_array().unwrap();
+    assert_eq!(by[0], "ceiling_f32, on registers");
     let rows = report["rows"].as_array().unwrap();
     let kernels: Vec<&str> = rows.iter().map(|row| row["kernel"].as_str().unwrap()).collect();
     assert_eq!(kernels, ["gemv_f16_b1", "gemm_f16", "gemv_q4_0_b1", "gemm_q4_0"]);
     for row in rows {
         assert!(row["rel_error"].as_f64().unwrap() < 1e-2, "{row}");
         assert!(row["seconds"].as_f64().unwrap() > 0.0 && row["m"] == 40 && row["k"] == 96);
-        assert_eq!(row["of_ceiling"].is_null(), row["batch"] == 16, "{row}");
+        assert!(row["of_ceiling"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(["memory", "matrix"].contains(&row["bound"].as_str().unwrap()), "{row}");
+        assert!(row["why"].as_str().unwrap().starts_with(row["kernel"].as_str().unwrap()), "{row}");
+    }
+    assert!(rows[1]["why"].as_str().is_some_and(|why| !why.contains("cuBLASLt")), "{}", rows[1]);
+    // On the host, nothing but memory is measured.
+    let host = ["bench", "kernels", "--device", "host", "--types", "F16", "--shapes", "40x96"];
+    let ran = run_on(&emulator, &[&host[..], &["--batch", "1,16", "--json"]].concat());
+    let report = ran.json();
+    assert_eq!(report["ceiling"]["flops"], serde_json::json!({}));
+    assert_eq!(report["rows"][0]["bound"], "memory");
+    assert_eq!(report["rows"][1]["of_ceiling"], Value::Null);
+}
+
+#[test]
+fn bench_kernels_has_cublaslt_beside_the_kernels() {
+    let emulator = Emulator::new().memory_bytes(256 << 20).cublaslt(13, 1);
+    let arguments = ["bench", "kernels", "--device", "cuda", "--types", "BF16,F16,F32,Q8_0"];
+    let flags = ["--shapes", "40x320", "--batch", "1,16", "--repeat", "1"];
+    let ran = run_on(&emulator, &[&arguments[..], &flags, &["--json"]].concat());
+    let report = ran.json();
+    ran.expect_clean();
+    assert_eq!(ran.driver.as_ref().unwrap().cublaslt_objects, 0);
+    let by = "cuBLASLt 13.1, 128 x 128 x 128";
+    assert_eq!(report["ceiling"]["flops_by"], serde_json::json!([by]));
+    let kernels: Vec<&str> = report["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["kernel"].as_str().unwrap())
+        .collect();
+    let dense = |name: &str| {
+        [format!("gemv_{name}_b1"), "cublaslt".into(), format!("gemm_{name}"), "cublaslt".into()]
+    };
+    let expected = [dense("f32"), dense("f16"), dense("bf16")].concat();
+    assert_eq!(kernels[..12], expected);
+    assert_eq!(kernels[12..], ["gemv_q8_0_b1", "gemm_q8_0"]);
+    for row in report["rows"].as_array().unwrap() {
+        assert!(row["of_ceiling"].as_f64().unwrap() > 0.0 && row["bound"].is_string(), "{row}");
+    }
+    let why = report["rows"][3]["why"].as_str().unwrap();
+    assert_eq!(why, "cuBLASLt 13.1 for dense F32 at batch 16 (inputs as f32)");
+    let told = run_on(&emulator, &[&arguments[..], &flags].concat());
+    let told = String::from_utf8(told.output.stdout).unwrap();
+    for word in ["arithmetic: bf16", by, "cublaslt", "of ceiling"] {
+        assert!(told.contains(word), "no '{word}' in {told}");
     }
 }

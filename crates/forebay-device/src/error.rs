@@ -1,6 +1,6 @@
 //! What a device refuses.
 
-use crate::cuda::{DriverRefusal, Unavailable};
+use crate::cuda::{DriverRefusal, LibraryRefusal, Unavailable};
 use forebay_mem::MemoryError;
 
 /// A refusal of a device.
@@ -62,6 +62,15 @@ pub enum DeviceError {
         /// What the driver answered.
         #[source]
         refusal: DriverRefusal,
+    },
+    /// cuBLASLt refused a product that it had an algorithm for.
+    #[error("cuBLASLt can't multiply on {device}")]
+    Library {
+        /// Which device.
+        device: String,
+        /// What the library answered.
+        #[source]
+        refusal: LibraryRefusal,
     },
     /// No kernel serves such a product.
     #[error("no kernel multiplies {dtype} weights with {batch} inputs on {device}")]

@@ -3,8 +3,9 @@
 use crate::error::Error;
 use crate::loaded::{PlacedWeights, Tensor};
 use forebay_compute::{ComputeError, MatmulError, Operand, Shape, WeightBytes, dequantize};
-use forebay_device::DeviceError;
-use forebay_device::cuda::{self, Choice as KernelChoice, ComputeStream, DeviceFloats, Weights};
+use forebay_device::cuda::{
+    Choice as KernelChoice, ComputeStream, DenseProducts, DeviceFloats, Weights,
+};
 use forebay_mem::{MemoryError, Operation};
 use std::ops::Range;
 use std::sync::Arc;
@@ -134,8 +135,9 @@ impl Tensor {
         Ok(if weights.len() == 1 { weights.pop().map(|whole| whole.weights) } else { None })
     }
 
-    /// The kernel that would multiply it with `batch` vectors where it is, and why that one; `None`
-    /// if none does: the CPU's products serve then.
+    /// What would multiply it with `batch` vectors where it is, and why: a kernel, or cuBLASLt for
+    /// dense weights and many vectors, where that is installed ([`DenseProducts::Auto`]). `None` if
+    /// nothing does: the CPU's products serve then.
     ///
     /// # Errors
     /// As [`Tensor::weights`].
@@ -143,8 +145,7 @@ impl Tensor {
         let Shape { rows, columns } = self.matrix_shape()?;
         let weights = self.device_weights(rows as u64, columns as u64)?;
         let Some(first) = weights.first() else { return Ok(None) };
-        let device = cuda::device(first.weights.context().ordinal()).map_err(DeviceError::from)?;
-        Ok(cuda::choose(self.dtype().name(), device.compute_capability, batch))
+        Ok(first.weights.choose(batch, DenseProducts::Auto)?)
     }
 
     /// Multiplies where its parts are. `false` where nothing of it is on a device that can.

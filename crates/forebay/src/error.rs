@@ -237,6 +237,7 @@ impl Error {
             Self::Device(DeviceError::Driver { refusal, .. }) | Self::Copy { refusal, .. } => {
                 refusal.remedy().to_owned()
             }
+            Self::Device(DeviceError::Library { refusal, .. }) => refusal.remedy().to_owned(),
             Self::Device(DeviceError::NotOfDevice { .. }) => {
                 "lend memory of that device's primary context (the one of CUDA's runtime), all of it \
                  allocated"

@@ -64,9 +64,10 @@ pub use error::{Error, LockBound, ReadContext};
 pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
 pub use forebay_device::cuda::{
-    Choice as KernelChoice, ComputeStream, Context as DeviceContext, DeviceFloats, DeviceInfo,
-    DevicePointer, DriverRefusal, Kernel, PcieLink, Unavailable, Weights, device, devices,
-    driver_version, release_staging, upload_ceiling,
+    Choice as KernelChoice, ComputeStream, Context as DeviceContext, DenseProducts, DeviceFloats,
+    DeviceInfo, DevicePointer, DriverRefusal, Kernel, LibraryRefusal, MatrixCeiling,
+    Operand as DeviceOperand, PcieLink, Unavailable, Weights, device, devices, driver_version,
+    matrix_ceiling, release_staging, upload_ceiling,
 };
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};

@@ -63,7 +63,7 @@ fn products_on_devices_are_right_for_every_type_whole_and_in_parts() {
             for batch in [1, 5, 17] {
                 let kernel = tensor.kernel(batch).unwrap();
                 by_kernels += usize::from(kernel.is_some());
-                let exact = kernel.is_none_or(|choice| choice.kernel.inputs == "f32");
+                let exact = kernel.as_ref().is_none_or(|choice| choice.inputs() == "f32");
                 let bound = if exact { 1e-5 } else { 5e-3 };
                 let error = error(&tensor, &elements, batch);
                 let what = format!("{tensor:?} {split:?} {batch}: {error}");

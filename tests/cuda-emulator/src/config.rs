@@ -17,6 +17,8 @@
 //! | `fail=cuMemAlloc_v2:2:2` | the 2nd call of this entry point answers 2; 0th: every one | |
 //! | `workers=4` | threads that run one kernel; 0: as many as there are processors | 0 |
 //! | `races=1` | looks for races in kernels' shared memory | 0 |
+//! | `cublaslt=13.1` | cuBLASLt of this version is installed | it is not |
+//! | `algorithms=0` | cuBLASLt's heuristic finds so many: none, or one | 1 |
 //! | `instructions=1000000` | of one warp, before a kernel is taken for endless | 2^28 |
 //! | `fail=kernel:3:700` | the 3rd launch fails with 700 when it is performed | |
 //! | `fail=copy:5:719` | the 5th asynchronous copy fails with 719 when it is performed | |
@@ -27,6 +29,7 @@
 //! `domain=0` (0), `bus=7` (the ordinal + 1), `pools=0` (1), and `fail`, `stall` as above, counting
 //! the calls, copies and launches of this device alone.
 
+use crate::cublaslt::is_status;
 use crate::error::Code;
 use crate::fault::{Effect, Fault, Point};
 use std::time::Duration;
@@ -46,6 +49,9 @@ pub(crate) struct Config {
     pub(crate) workers: usize,
     pub(crate) races: bool,
     pub(crate) warp_instructions_max: u64,
+    /// Version of cuBLASLt, if it is installed.
+    pub(crate) cublaslt: Option<(usize, usize)>,
+    pub(crate) algorithms: u32,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -80,6 +86,8 @@ impl Default for Config {
             workers: 0,
             races: false,
             warp_instructions_max: 1 << 28,
+            cublaslt: None,
+            algorithms: 1,
             faults: Vec::new(),
         }
     }
@@ -173,6 +181,11 @@ impl Config {
             "log" => self.log = flag(value)?,
             "workers" => self.workers = number(value)?,
             "races" => self.races = flag(value)?,
+            "cublaslt" => {
+                let (major, minor) = value.split_once('.').ok_or("not of the form 13.1")?;
+                self.cublaslt = Some((number(major)?, number(minor)?));
+            }
+            "algorithms" => self.algorithms = number(value)?,
             "instructions" => self.warp_instructions_max = number(value)?,
             _ => return Ok(false),
         }
@@ -224,12 +237,8 @@ fn fault(
                 return Err(format!("the emulated driver has no `{call}`"));
             }
             let point = Point::Call((*call).to_string());
-            Ok(Some(Fault {
-                device,
-                point,
-                nth: number(nth)?,
-                effect: Effect::Fail(failure(code)?),
-            }))
+            let code = if call.starts_with("cublasLt") { status(code) } else { failure(code) };
+            Ok(Some(Fault { device, point, nth: number(nth)?, effect: Effect::Fail(code?) }))
         }
         ("stall", [nth, ms]) => Ok(Some(Fault {
             device,
@@ -252,6 +261,12 @@ fn failure(text: &str) -> Result<u32, String> {
     let code = number(text)?;
     let is_failure = code != 0 && Code(code).words().is_some();
     is_failure.then_some(code).ok_or_else(|| format!("{code} is no error of the driver"))
+}
+
+/// The same, of cuBLASLt.
+fn status(text: &str) -> Result<u32, String> {
+    let code = number(text)?;
+    is_status(code).then_some(code).ok_or_else(|| format!("{code} is no error of cuBLASLt"))
 }
 
 fn flag(text: &str) -> Result<bool, String> {
@@ -288,7 +303,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, |name| name == "cuMemAlloc_v2")
+        Config::parse(text, |name| ["cuMemAlloc_v2", "cublasLtMatmul"].contains(&name))
     }
 
     #[test]
@@ -311,6 +326,14 @@ mod tests {
     }
 
     #[test]
+    fn cublaslt_has_a_version_and_errors_of_its_own() {
+        let config = parse("cublaslt=13.1 fail=cublasLtMatmul:1:14").unwrap();
+        assert_eq!(config.cublaslt, Some((13, 1)));
+        assert_eq!(config.faults[0].effect, Effect::Fail(14));
+        assert_eq!(parse("").unwrap().cublaslt, None);
+    }
+
+    #[test]
     fn a_wrong_word_is_named() {
         for wrong in [
             "memroy=1GiB",
@@ -326,6 +349,8 @@ mod tests {
             "fail=copy:1:12345",
             "events=never",
             "capability=8",
+            "cublaslt=13",
+            "fail=cublasLtMatmul:1:2",
             "upload=-1",
         ] {
             assert!(parse(wrong).unwrap_err().contains(wrong), "{wrong}");

@@ -2,6 +2,7 @@
 //! ends.
 
 use crate::config::Config;
+use crate::cublaslt::{Descriptor, Library};
 use crate::device::{Device, Direction};
 use crate::error::{Answer, Code};
 use crate::event::Event;
@@ -27,6 +28,8 @@ const STREAMS_FIRST: usize = 0x57AE_0000_0000;
 const EVENTS_FIRST: usize = 0xE7E7_0000_0000;
 const MODULES_FIRST: usize = 0x30D0_0000_0000;
 const FUNCTIONS_FIRST: usize = 0xF0CC_0000_0000;
+const LIBRARIES_FIRST: usize = 0xB1A5_0000_0000;
+const DESCRIPTORS_FIRST: usize = 0xDE5C_0000_0000;
 const MESSAGES_MAX: usize = 32;
 
 /// Everything there is one of.
@@ -42,6 +45,8 @@ pub(crate) struct Driver {
     pub(crate) events: Handles<Event>,
     pub(crate) modules: Handles<Module>,
     pub(crate) functions: Handles<Function>,
+    pub(crate) libraries: Handles<Library>,
+    pub(crate) descriptors: Handles<Descriptor>,
     calls: Mutex<BTreeMap<&'static str, u64>>,
     violations: Mutex<(BTreeMap<&'static str, u64>, Vec<String>)>,
 }
@@ -80,6 +85,8 @@ impl Driver {
             events: Handles::starting_at(EVENTS_FIRST),
             modules: Handles::starting_at(MODULES_FIRST),
             functions: Handles::starting_at(FUNCTIONS_FIRST),
+            libraries: Handles::starting_at(LIBRARIES_FIRST),
+            descriptors: Handles::starting_at(DESCRIPTORS_FIRST),
             calls: Mutex::default(),
             violations: Mutex::default(),
         };
@@ -158,6 +165,7 @@ impl Driver {
         self.events.remove_where(|event| is_of_device(event.device.ordinal));
         self.functions.remove_where(|function| is_of_device(function.module.device.ordinal));
         self.modules.remove_where(|module| is_of_device(module.device.ordinal));
+        self.libraries.remove_where(|library| is_of_device(library.ordinal));
         let lost = self.memory.free_all_of(device);
         if !lost.is_empty() {
             let bytes: usize = lost.iter().map(|allocation| allocation.bytes).sum();
@@ -205,6 +213,7 @@ impl Driver {
             devices: devices.iter().map(|device| self.report_of(device)).collect(),
             registered,
             host_allocations,
+            cublaslt_objects: (self.libraries.all().len() + self.descriptors.all().len()) as u64,
             violations: violations.into_iter().map(named).collect(),
             violation_messages,
         }

@@ -12,8 +12,11 @@ use std::sync::OnceLock;
 
 /// What cargo calls the shared library.
 const LIBRARY: &str = "libforebay_cuda_emulator.so";
-/// What programs call it.
+/// What programs call it. (For cuBLASLt, it is `libcublasLt.so.` and its major version.)
 const NAMES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
+
+/// Set in a process that a test has made for itself.
+const OWN_PROCESS_VARIABLE: &str = "FOREBAY_CUDA_EMULATOR_OWN_PROCESS";
 
 /// An emulated driver as a test wants it. Without further words: one device of 1 GiB, unthrottled.
 ///
@@ -236,6 +239,19 @@ impl Emulator {
         self.word(format!("instructions={count}"))
     }
 
+    /// cuBLASLt of this version is installed, for children and for tests in a process of their own
+    /// ([`Emulator::in_own_process`]). It is not if not said.
+    #[must_use]
+    pub fn cublaslt(self, major: u32, minor: u32) -> Self {
+        self.word(format!("cublaslt={major}.{minor}"))
+    }
+
+    /// cuBLASLt's heuristic finds no algorithm for anything.
+    #[must_use]
+    pub fn no_algorithms(self) -> Self {
+        self.word("algorithms=0")
+    }
+
     /// The `nth` asynchronous copy of all devices together (from 1; 0 is every one) takes so much
     /// longer.
     #[must_use]
@@ -283,17 +299,40 @@ impl Emulator {
     #[must_use]
     pub fn folder() -> &'static Path {
         static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-        FOLDER.get_or_init(|| {
-            let library = library();
-            let beside = library.parent().expect("a file has a folder");
-            let folder = beside.join("forebay-cuda-emulator");
-            std::fs::create_dir_all(&folder)
-                .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-            for name in NAMES {
-                link(&library, &folder, name);
-            }
-            folder
-        })
+        FOLDER.get_or_init(|| folder_of_links("forebay-cuda-emulator", &NAMES))
+    }
+
+    /// The folders that a child looks for libraries in before all others.
+    fn folders(&self) -> Vec<PathBuf> {
+        let cublaslt = self.words.iter().rev().find_map(|word| word.strip_prefix("cublaslt="));
+        let major = cublaslt.and_then(|version| version.split('.').next());
+        let cublaslt = major.map(|major| {
+            let folder = format!("forebay-cublaslt-emulator-{major}");
+            folder_of_links(&folder, &[&format!("libcublasLt.so.{major}")])
+        });
+        cublaslt.into_iter().chain([Self::folder().to_owned()]).collect()
+    }
+
+    /// Runs the test of that name, which calls this, once more: in a process of its own that finds
+    /// the driver and all that it says is installed. Answers whether this is that process. For
+    /// tests of what a process looks for by name; in others, [`Emulator::install`] does.
+    ///
+    /// # Panics
+    /// If the test fails there.
+    #[must_use]
+    pub fn in_own_process(&self, test: &str) -> bool {
+        if std::env::var_os(OWN_PROCESS_VARIABLE).is_some() {
+            return true;
+        }
+        let executable = std::env::current_exe().expect("a process knows its executable");
+        let mut command = Command::new(executable);
+        command.args(["--exact", test, "--nocapture"]).env(OWN_PROCESS_VARIABLE, "1");
+        let ran = self.command(&mut command).output().expect("the executable runs");
+        let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (output, errors) = (told(&ran.stdout), told(&ran.stderr));
+        let is_run = output.contains("1 passed");
+        assert!(ran.status.success() && is_run, "{test}: {}\n{output}\n{errors}", ran.status);
+        false
     }
 
     /// Prepares a child so that it finds the driver, and no other.
@@ -301,11 +340,11 @@ impl Emulator {
     /// # Panics
     /// As [`Emulator::folder`].
     pub fn command<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let mut path = Self::folder().as_os_str().to_owned();
-        if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH").filter(|rest| !rest.is_empty()) {
-            path.push(":");
-            path.push(rest);
+        let mut folders = self.folders();
+        if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {
+            folders.extend(std::env::split_paths(&rest));
         }
+        let path = std::env::join_paths(folders).expect("no folder has a colon in its name");
         command.env("LD_LIBRARY_PATH", path).env(CONFIG_VARIABLE, self.config());
         match &self.report_path {
             Some(report) => command.env(REPORT_VARIABLE, report),
@@ -361,6 +400,18 @@ fn library() -> PathBuf {
         .collect();
     let found = places.iter().find(|place| place.exists());
     found.unwrap_or_else(|| panic!("no {LIBRARY}: looked at {places:?}")).clone()
+}
+
+/// A folder beside the library in which it has these names.
+fn folder_of_links(name: &str, links: &[&str]) -> PathBuf {
+    let library = library();
+    let folder = library.parent().expect("a file has a folder").join(name);
+    std::fs::create_dir_all(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for name in links {
+        link(&library, &folder, name);
+    }
+    folder
 }
 
 /// Makes the link, or leaves it if it is right already: other tests may be using it.

@@ -16,6 +16,9 @@
 //! listed at the top of `src/config.rs`. Programs know the emulated driver by its symbol
 //! `forebay_cuda_emulator`.
 //!
+//! Found as `libcublasLt.so.13` (or of another version), the same library is cuBLASLt as far as
+//! products of dense matrices need it, if it was told to be: `cublaslt=13.1`.
+//!
 //! Kept simple, on the safe side: memory is accounted to the byte, without a driver's rounding and
 //! without its own share; memory that is freed is unmapped, so late accesses fault; destroying a
 //! stream and freeing memory wait for the work. Memory beyond `poison` is poisoned at the ends of
@@ -34,6 +37,7 @@
 mod api;
 mod config;
 mod copy;
+mod cublaslt;
 mod device;
 mod driver;
 mod error;

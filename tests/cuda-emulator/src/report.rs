@@ -15,8 +15,11 @@ pub struct Report {
     pub registered: Held,
     /// Host memory that the driver allocated and that has not been freed.
     pub host_allocations: Held,
+    /// Handles and descriptors of cuBLASLt that were created and not destroyed.
+    pub cublaslt_objects: u64,
     /// What a caller must not do, by kind: `source-changed`, `unregister-in-flight`,
-    /// `free-in-flight`, `double-free`, `leak`, `kernel-fault`.
+    /// `free-in-flight`, `double-free`, `leak`, `kernel-fault`,
+    /// `cublaslt`.
     pub violations: BTreeMap<String, u64>,
     /// The first violations in words.
     pub violation_messages: Vec<String>,

@@ -3,20 +3,26 @@
 //! Weights come the way all weights do: a file with one matrix is written to a temporary folder and
 //! loaded onto the device. Products are checked first, over a sample of rows, against sums in `f64`
 //! of what the CPU decodes; a wrong one is an error, not a row. Before every timed product a copy
-//! larger than any cache drives the weights out of it.
+//! larger than any cache drives the weights out of it. Where cuBLASLt is installed, it makes the
+//! same products of dense weights in rows of its own.
+
+mod ceiling;
+mod matrix_file;
 
 use crate::args::KernelArguments;
 use crate::commands::bench::median;
 use crate::failure::Failure;
 use crate::{interrupt, output};
+use ceiling::{Bound, Ceiling, Flush};
 use forebay::{
-    Backend, ComputeStream, DeviceChoice, DeviceContext, DeviceFloats, Dtype, Error, Loaded,
-    Loader, Tensor, Weights,
+    Backend, ComputeStream, DenseProducts, DeviceChoice, DeviceContext, DeviceFloats, Dtype, Error,
+    KernelChoice, Loaded, Loader, Tensor, Weights,
 };
+use matrix_file::{TYPES, write};
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 #[derive(Serialize)]
 struct Report {
@@ -26,57 +32,28 @@ struct Report {
     rows: Vec<Row>,
 }
 
-/// What the device's memory gives: bytes read and written by a copy within it.
-#[derive(Serialize)]
-struct Ceiling {
-    bytes_per_s: f64,
-}
-
 #[derive(Serialize)]
 struct Row {
     dtype: &'static str,
     m: usize,
     k: usize,
     batch: usize,
-    kernel: String,
+    kernel: &'static str,
+    /// Why that one.
+    why: Option<String>,
     seconds: f64,
     weight_bytes_per_s: f64,
-    /// Of the copy's bytes a second; `null` where arithmetic bounds the product, not memory.
+    /// Of the ceiling that binds it.
     of_ceiling: Option<f64>,
+    bound: Option<Bound>,
     tflops: f64,
     rel_error: f64,
 }
 
-/// Numbers that a copy within a device's memory moves: more bytes than any cache has.
-const FLUSH_FLOATS: usize = 64 << 20;
-/// From this many inputs on, arithmetic counts for more than memory.
-const MEMORY_BOUND_BATCH: usize = 8;
 /// Rows that are checked.
 const SAMPLED_ROWS: usize = 16;
 /// A product may be so far from the exact one, by norm: in `f32`, and through `f16` or `bf16`.
 const ERROR_MAX: (f64, f64) = (1e-4, 1e-2);
-
-/// Every type that has kernels, with the halves of a block that scale it.
-const TYPES: [(Dtype, &[usize]); 18] = [
-    (Dtype::F32, &[2]),
-    (Dtype::F16, &[0]),
-    (Dtype::BF16, &[0]),
-    (Dtype::F8_E4M3, &[]),
-    (Dtype::F8_E5M2, &[]),
-    (Dtype::Q4_0, &[0]),
-    (Dtype::Q4_1, &[0, 2]),
-    (Dtype::Q5_0, &[0]),
-    (Dtype::Q5_1, &[0, 2]),
-    (Dtype::Q8_0, &[0]),
-    (Dtype::Q2_K, &[80, 82]),
-    (Dtype::Q3_K, &[108]),
-    (Dtype::Q4_K, &[0, 2]),
-    (Dtype::Q5_K, &[0, 2]),
-    (Dtype::Q6_K, &[208]),
-    (Dtype::IQ4_NL, &[0]),
-    (Dtype::IQ4_XS, &[0]),
-    (Dtype::MXFP4, &[]),
-];
 
 pub(crate) fn run(arguments: &KernelArguments) -> Result<(), Failure> {
     let interrupt = interrupt::flag();
@@ -99,7 +76,7 @@ pub(crate) fn run(arguments: &KernelArguments) -> Result<(), Failure> {
     let mut report = Report {
         device: bench.name.clone(),
         emulated: bench.is_emulated,
-        ceiling: Ceiling { bytes_per_s: bench.ceiling()? },
+        ceiling: Ceiling::measure(bench.context.as_ref(), bench.is_emulated, bench.repeat)?,
         rows: Vec::new(),
     };
     for &(m, k) in &bench.shapes {
@@ -113,7 +90,7 @@ pub(crate) fn run(arguments: &KernelArguments) -> Result<(), Failure> {
                 if interrupt.is_cancelled() {
                     return Err(Failure::cancelled());
                 }
-                report.rows.push(bench.measure(&path, dtype, (m, k), batch, &report.ceiling)?);
+                report.rows.extend(bench.measure(&path, dtype, (m, k), batch, &report.ceiling)?);
             }
         }
     }
@@ -176,32 +153,7 @@ impl Bench {
         })
     }
 
-    /// Bytes read and written a second by a copy within the device's memory.
-    fn ceiling(&self) -> Result<f64, Failure> {
-        let floats = if self.is_emulated { 1 << 20 } else { FLUSH_FLOATS };
-        #[allow(clippy::cast_precision_loss, reason = "a rate")]
-        let bytes = 8.0 * floats as f64;
-        let mut seconds = Vec::new();
-        let Some(context) = &self.context else {
-            let from = vec![1.0_f32; floats];
-            let mut to = vec![0.0_f32; floats];
-            for _ in 0..=self.repeat {
-                let started = Instant::now();
-                to.copy_from_slice(&from);
-                seconds.push(started.elapsed().as_secs_f64());
-            }
-            return Ok(bytes / median(seconds));
-        };
-        let mut flush = Flush::new(context, floats)?;
-        let mut stream = ComputeStream::new(context).map_err(Error::from)?;
-        for _ in 0..=self.repeat {
-            let Flush { from, to } = &mut flush;
-            let took = stream.time(|stream| stream.copy(from, to)).map_err(Error::from)?;
-            seconds.push(took.as_secs_f64());
-        }
-        Ok(bytes / median(seconds))
-    }
-
+    /// A row for each that makes the product.
     fn measure(
         &self,
         path: &Path,
@@ -209,72 +161,97 @@ impl Bench {
         (m, k): (usize, usize),
         batch: usize,
         ceiling: &Ceiling,
-    ) -> Result<Row, Failure> {
+    ) -> Result<Vec<Row>, Failure> {
         let loaded = load(path, self.backend)?;
         let tensor = matrix(&loaded)?;
         let mut random = fastrand::Rng::with_seed(batch as u64);
         let x: Vec<f32> = (0..batch * k).map(|_| random.f32() - 0.5).collect();
-        let mut y = vec![f32::NAN; batch * m];
-        tensor.matmul(&x, batch, &mut y)?;
-        let chosen = tensor.kernel(batch)?;
-        let rel_error = relative_error(path, (m, k), &x, &y)?;
-        let rounds = chosen.is_some_and(|choice| choice.kernel.inputs != "f32");
-        let bound = if rounds { ERROR_MAX.1 } else { ERROR_MAX.0 };
-        let kernel = chosen.map_or("cpu", |choice| choice.kernel.entry).to_owned();
-        if rel_error.is_nan() || rel_error > bound {
-            let message =
-                format!("{dtype} {m} x {k}, batch {batch}: {kernel} is wrong by {rel_error}");
-            return Err(Failure::new(
-                message,
-                Some("please report it, with the device and driver"),
-            ));
+        let mut made = Vec::new();
+        if let (Some(context), Some(weights)) = (&self.context, tensor.weights()?) {
+            for dense in [DenseProducts::Kernels, DenseProducts::CublasLt] {
+                made.extend(self.multiply_on_device(context, &weights, &x, batch, dense)?);
+            }
         }
-        let seconds = match (&self.context, tensor.weights()?) {
-            (Some(context), Some(weights)) if chosen.is_some() => {
-                self.time_on_device(context, &weights, &x, batch, y.len())?
+        if made.is_empty() {
+            made.push(self.multiply(&tensor, &x, batch, m)?);
+        }
+        let mut rows = Vec::new();
+        for Made { choice, y, seconds } in made {
+            let kernel = choice.as_ref().map_or("cpu", KernelChoice::name);
+            let rel_error = relative_error(path, (m, k), &x, &y)?;
+            let rounds = choice.as_ref().is_some_and(|choice| choice.inputs() != "f32");
+            let error_max = if rounds { ERROR_MAX.1 } else { ERROR_MAX.0 };
+            if rel_error.is_nan() || rel_error > error_max {
+                let message =
+                    format!("{dtype} {m} x {k}, batch {batch}: {kernel} is wrong by {rel_error}");
+                let remedy = "please report it, with the device and driver";
+                return Err(Failure::new(message, Some(remedy)));
             }
-            _ => {
-                let mut seconds = Vec::new();
-                for _ in 0..=self.repeat {
-                    let started = Instant::now();
-                    tensor.matmul(&x, batch, &mut y)?;
-                    seconds.push(started.elapsed());
-                }
-                median(seconds.iter().map(Duration::as_secs_f64).collect())
-            }
-        };
-        #[allow(clippy::cast_precision_loss, reason = "rates")]
-        let (bytes, flops) = (tensor.bytes() as f64, 2.0 * (m * k * batch) as f64);
-        let weight_bytes_per_s = bytes / seconds;
-        Ok(Row {
-            dtype: dtype.name(),
-            m,
-            k,
-            batch,
-            kernel,
-            seconds,
-            weight_bytes_per_s,
-            of_ceiling: (batch <= MEMORY_BOUND_BATCH)
-                .then_some(weight_bytes_per_s / ceiling.bytes_per_s),
-            tflops: flops / seconds / 1e12,
-            rel_error,
-        })
+            #[allow(clippy::cast_precision_loss, reason = "rates")]
+            let (bytes, operations) = (tensor.bytes() as f64, 2.0 * (m * k * batch) as f64);
+            let (weight_bytes_per_s, flops) = (bytes / seconds, operations / seconds);
+            let share = ceiling.share(choice.as_ref(), batch, weight_bytes_per_s, flops);
+            rows.push(Row {
+                dtype: dtype.name(),
+                m,
+                k,
+                batch,
+                kernel,
+                why: choice.map(|choice| choice.to_string()),
+                seconds,
+                weight_bytes_per_s,
+                of_ceiling: share.map(|(_, share)| share),
+                bound: share.map(|(bound, _)| bound),
+                tflops: flops / 1e12,
+                rel_error,
+            });
+        }
+        Ok(rows)
     }
 
-    fn time_on_device(
+    /// Products by the CPU.
+    fn multiply(
+        &self,
+        tensor: &Tensor,
+        x: &[f32],
+        batch: usize,
+        m: usize,
+    ) -> Result<Made, Failure> {
+        let mut y = vec![f32::NAN; batch * m];
+        let mut seconds = Vec::new();
+        for _ in 0..=self.repeat {
+            let started = Instant::now();
+            tensor.matmul(x, batch, &mut y)?;
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        Ok(Made { choice: None, y, seconds: median(seconds) })
+    }
+
+    /// Products on the device; none where what is asked for does not serve.
+    fn multiply_on_device(
         &self,
         context: &Arc<DeviceContext>,
         weights: &Weights,
         x: &[f32],
         batch: usize,
-        outputs: usize,
-    ) -> Result<f64, Failure> {
-        let mut stream = ComputeStream::new(context).map_err(Error::from)?;
+        dense: DenseProducts,
+    ) -> Result<Option<Made>, Failure> {
+        let mut stream = ComputeStream::with_dense(context, dense).map_err(Error::from)?;
+        let is_asked =
+            |choice: &KernelChoice| choice.is_cublaslt() == (dense == DenseProducts::CublasLt);
+        if !stream.choose(weights, batch).is_some_and(|choice| is_asked(&choice)) {
+            return Ok(None);
+        }
         let mut inputs = DeviceFloats::new(context, x.len()).map_err(Error::from)?;
+        let outputs = weights.shape().0 as usize * batch;
         let mut results = DeviceFloats::new(context, outputs).map_err(Error::from)?;
-        let floats = if self.is_emulated { 1 << 20 } else { FLUSH_FLOATS };
-        let mut flush = Flush::new(context, floats)?;
         stream.upload(x, &mut inputs).map_err(Error::from)?;
+        let first = stream.matmul(weights, &inputs, batch, &mut results).map_err(Error::from)?;
+        // There may have been no room for cuBLASLt to work in.
+        let Some(choice) = first.filter(is_asked) else { return Ok(None) };
+        let mut y = vec![f32::NAN; outputs];
+        stream.download(&results, &mut y).map_err(Error::from)?;
+        let mut flush = Flush::new(context, self.is_emulated)?;
         let mut seconds = Vec::new();
         for _ in 0..=self.repeat {
             stream.copy(&flush.from, &mut flush.to).map_err(Error::from)?;
@@ -283,25 +260,19 @@ impl Bench {
             };
             seconds.push(stream.time(product).map_err(Error::from)?.as_secs_f64());
         }
-        Ok(median(seconds))
+        Ok(Some(Made { choice: Some(choice), y, seconds: median(seconds) }))
     }
+}
+
+/// A product that was made.
+struct Made {
+    choice: Option<KernelChoice>,
+    y: Vec<f32>,
+    seconds: f64,
 }
 
 fn unavailable(why: forebay::Unavailable) -> Error {
     Error::Device(why.into())
-}
-
-/// Two stretches of a device's memory.
-struct Flush {
-    from: DeviceFloats,
-    to: DeviceFloats,
-}
-
-impl Flush {
-    fn new(context: &Arc<DeviceContext>, floats: usize) -> Result<Self, Failure> {
-        let make = || DeviceFloats::new(context, floats).map_err(Error::from);
-        Ok(Self { from: make()?, to: make()? })
-    }
 }
 
 fn load(path: &Path, backend: Backend) -> Result<Loaded, Failure> {
@@ -337,79 +308,35 @@ fn relative_error(
     Ok((wrong / all).sqrt())
 }
 
-/// Writes a file with one matrix of random blocks whose elements are of a sane size.
-fn write(
-    folder: &Path,
-    dtype: Dtype,
-    scales: &[usize],
-    (m, k): (usize, usize),
-) -> Result<std::path::PathBuf, Failure> {
-    let block = usize::try_from(dtype.block_bytes()).unwrap_or(1);
-    let elements = usize::try_from(dtype.block_elements()).unwrap_or(1);
-    let mut data = vec![0; m * k / elements * block];
-    fastrand::Rng::with_seed(7).fill(&mut data);
-    for block in data.chunks_exact_mut(block) {
-        for &scale in scales {
-            // A small finite number, as a half and as the upper half of a float alike.
-            block[scale + 1] = block[scale + 1] & 0b1000_0011 | 0b0011_1000;
-        }
-        match dtype {
-            // An exponent of two.
-            Dtype::MXFP4 => block[0] = 118 + block[0] % 8,
-            // No NaN, nor anything large.
-            Dtype::F8_E4M3 | Dtype::F8_E5M2 => block[0] &= 0b1011_1111,
-            _ => {}
-        }
-    }
-    let (name, header) = match dtype.gguf_id() {
-        Some(id) => ("matrix.gguf", gguf_header(id, m, k)),
-        None => ("matrix.safetensors", safetensors_header(dtype, m, k, data.len())),
-    };
-    let path = folder.join(name);
-    let written = std::fs::write(&path, [header, data].concat());
-    let failed = |error| Failure::caused(format!("{}: can't be written", path.display()), &error);
-    written.map_err(failed)?;
-    Ok(path)
-}
-
-fn gguf_header(id: u32, m: usize, k: usize) -> Vec<u8> {
-    const NAME: &[u8] = b"matrix.weight";
-    let mut header = b"GGUF".to_vec();
-    header.extend(3_u32.to_le_bytes());
-    header.extend(1_u64.to_le_bytes());
-    header.extend(0_u64.to_le_bytes());
-    header.extend((NAME.len() as u64).to_le_bytes());
-    header.extend(NAME);
-    header.extend(2_u32.to_le_bytes());
-    header.extend((k as u64).to_le_bytes());
-    header.extend((m as u64).to_le_bytes());
-    header.extend(id.to_le_bytes());
-    header.extend(0_u64.to_le_bytes());
-    header.resize(header.len().next_multiple_of(32), 0);
-    header
-}
-
-fn safetensors_header(dtype: Dtype, m: usize, k: usize, bytes: usize) -> Vec<u8> {
-    let dtype = dtype.name();
-    let json = format!(
-        r#"{{"matrix.weight":{{"dtype":"{dtype}","shape":[{m},{k}],"data_offsets":[0,{bytes}]}}}}"#
-    );
-    let padded = json.len().next_multiple_of(8);
-    let mut header = (padded as u64).to_le_bytes().to_vec();
-    header.extend(json.bytes());
-    header.resize(8 + padded, b' ');
-    header
-}
-
 fn show(report: &Report) -> Result<(), Failure> {
     let emulated = if report.emulated { ", EMULATED: no rate of hardware" } else { "" };
+    let arithmetic: Vec<String> = report
+        .ceiling
+        .flops
+        .iter()
+        .map(|(operand, rate)| format!("{operand} {:.1} TFLOP/s", rate / 1e12))
+        .collect();
     output::line(&format!(
         "{}{emulated}; a copy within its memory reads and writes {:.1} GB/s",
         report.device,
         report.ceiling.bytes_per_s / 1e9
     ))?;
-    let head =
-        ["type", "m", "k", "batch", "kernel", "µs", "weights GB/s", "of copy", "TFLOP/s", "error"];
+    if !arithmetic.is_empty() {
+        let by = report.ceiling.flops_by.join("; ");
+        output::line(&format!("arithmetic: {} ({by})", arithmetic.join(", ")))?;
+    }
+    let head = [
+        "type",
+        "m",
+        "k",
+        "batch",
+        "kernel",
+        "µs",
+        "weights GB/s",
+        "of ceiling",
+        "TFLOP/s",
+        "error",
+    ];
     let mut rows = vec![head.map(String::from).to_vec()];
     rows.extend(report.rows.iter().map(|row| {
         vec![
@@ -417,10 +344,14 @@ fn show(report: &Report) -> Result<(), Failure> {
             row.m.to_string(),
             row.k.to_string(),
             row.batch.to_string(),
-            row.kernel.clone(),
+            row.kernel.to_owned(),
             format!("{:.1}", row.seconds * 1e6),
             format!("{:.1}", row.weight_bytes_per_s / 1e9),
-            row.of_ceiling.map_or("-".to_owned(), |share| format!("{share:.2}")),
+            match (row.of_ceiling, row.bound) {
+                (Some(share), Some(Bound::Memory)) => format!("{share:.2} memory"),
+                (Some(share), Some(Bound::Matrix)) => format!("{share:.2} matrix"),
+                _ => "-".to_owned(),
+            },
             format!("{:.3}", row.tflops),
             format!("{:.1e}", row.rel_error),
         ]

@@ -1,9 +1,9 @@
 //! Stands in for the devices where the program is built without CUDA: there are none, so nothing of
 //! them can be made, and what takes one can't be called.
 
+use super::choice::{Choice, DenseProducts, Operand};
 use super::error::{DriverRefusal, Unavailable};
-use super::info::DeviceInfo;
-use super::kernels::Choice;
+use super::info::{DeviceInfo, MatrixCeiling};
 use super::pointer::DevicePointer;
 use crate::arena::{ArenaLayout, HostArena};
 use crate::error::DeviceError;
@@ -107,6 +107,19 @@ pub fn driver_version() -> Result<(u32, u32), Unavailable> {
 /// Always.
 pub fn upload_ceiling(_ordinal: u32, _bytes: u64) -> Result<Duration, DeviceError> {
     Err(Unavailable::NotBuilt.into())
+}
+
+/// Measures what a device makes of operands at most.
+///
+/// # Errors
+/// None: it can't be called.
+pub fn matrix_ceiling(
+    context: &Arc<Context>,
+    _operand: Operand,
+    _size: u32,
+    _repeat: u32,
+) -> Result<Option<MatrixCeiling>, DeviceError> {
+    match **context {}
 }
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
@@ -280,6 +293,19 @@ impl Weights {
     pub fn context(&self) -> &Arc<Context> {
         match *self {}
     }
+
+    #[must_use]
+    pub fn shape(&self) -> (u32, u32) {
+        match *self {}
+    }
+
+    pub fn choose(
+        &self,
+        _batch: usize,
+        _dense: DenseProducts,
+    ) -> Result<Option<Choice>, DeviceError> {
+        match *self {}
+    }
 }
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
@@ -297,7 +323,20 @@ impl DeviceFloats {
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]
 impl ComputeStream {
+    pub fn retire(&mut self) -> Result<(), DeviceError> {
+        match *self {}
+    }
+
     pub fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        match **context {}
+    }
+
+    #[must_use]
+    pub fn choose(&self, _weights: &Weights, _batch: usize) -> Option<Choice> {
+        match *self {}
+    }
+
+    pub fn with_dense(context: &Arc<Context>, _dense: DenseProducts) -> Result<Self, DeviceError> {
         match **context {}
     }
 

@@ -1,11 +1,14 @@
 //! Products on a device, and the stream to queue them on.
 
+use super::choice::{Choice, DenseProducts};
 use super::context::Context;
+use super::dense::{Decision, Workspace};
 use super::error::DriverRefusal;
-use super::kernels::{self, Choice, ROUNDED_COLUMNS, ROUNDING_THREADS};
+use super::kernels::{self, Kernel};
 use super::memory::DeviceMemory;
 use super::module::Function;
-use super::operands::{DeviceFloats, Owner, Weights, allocate};
+use super::operands::{DeviceFloats, Owner, Weights};
+use super::retiring::Retiring;
 use super::stream::{Event, Stream};
 use crate::error::DeviceError;
 use std::ffi::c_void;
@@ -22,11 +25,15 @@ const USED_MAX: usize = 1 << 14;
 pub struct ComputeStream {
     /// Dropped first: waits for what is queued, which uses all the rest.
     stream: Draining,
-    capability: (u32, u32),
+    pub(super) capability: (u32, u32),
+    pub(super) dense: DenseProducts,
     /// Inputs rounded for tensor cores, and the room there is for them.
-    rounded: Option<(DeviceMemory, usize)>,
+    pub(super) rounded: Option<(DeviceMemory, usize)>,
+    pub(super) workspace: Workspace,
     /// What is queued uses these.
     used: Vec<Owner>,
+    /// Lets go of what was used, if somebody has asked for that.
+    retiring: Option<Retiring>,
 }
 
 /// A stream that is waited for when it is dropped.
@@ -46,14 +53,25 @@ impl ComputeStream {
     /// # Errors
     /// What the driver answers.
     pub fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        Self::with_dense(context, DenseProducts::default())
+    }
+
+    /// The same, with a say in who multiplies by dense weights.
+    ///
+    /// # Errors
+    /// As [`ComputeStream::new`].
+    pub fn with_dense(context: &Arc<Context>, dense: DenseProducts) -> Result<Self, DeviceError> {
         let device = super::query::device(context.ordinal())?;
         let stream = Stream::new(context);
         let stream = stream.map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
         Ok(Self {
             stream: Draining(stream),
             capability: device.compute_capability,
+            dense,
             rounded: None,
+            workspace: Workspace::default(),
             used: Vec::new(),
+            retiring: None,
         })
     }
 
@@ -63,9 +81,18 @@ impl ComputeStream {
         self.stream.0.context()
     }
 
-    /// The kernel that serves weights of `dtype` and `batch` inputs here; `None` if none does.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream.0
+    }
+
+    /// What multiplies these weights with `batch` inputs here; `None` if nothing does.
     #[must_use]
-    pub fn choose(&self, dtype: &str, batch: usize) -> Option<Choice> {
+    pub fn choose(&self, weights: &Weights, batch: usize) -> Option<Choice> {
+        self.decide(weights, batch).map(|decision| decision.choice)
+    }
+
+    /// The kernel that is built in for weights of `dtype` and `batch` inputs here.
+    pub(super) fn choose_kernel(&self, dtype: &str, batch: usize) -> Option<Choice> {
         kernels::choose(dtype, self.capability, batch)
     }
 
@@ -142,7 +169,7 @@ impl ComputeStream {
     }
 
     /// Queues `y[b][m] = Σ w[m][k] · x[b][k]` for `batch` inputs of `columns` floats each, and says
-    /// which kernel was chosen. It does not wait: `y` means nothing before
+    /// what was chosen to multiply. It does not wait: `y` means nothing before
     /// [`ComputeStream::synchronize`] or [`ComputeStream::download`] has returned, and `x` is not to be written to
     /// through another stream until then.
     ///
@@ -151,7 +178,8 @@ impl ComputeStream {
     ///
     /// # Errors
     /// [`DeviceError::NoKernel`] for types and batches that none serves; [`DeviceError::Compiler`]
-    /// where the driver refuses the kernel; what it answers to the launch.
+    /// where the driver refuses the kernel; [`DeviceError::Library`] where cuBLASLt refuses what it
+    /// had an algorithm for; what the driver answers to the launch.
     pub fn matmul(
         &mut self,
         weights: &Weights,
@@ -168,29 +196,60 @@ impl ComputeStream {
         if y.is_empty() {
             return Ok(None);
         }
-        let choice = self.choose(weights.dtype, batch).filter(|_| columns > 0);
-        let choice = choice.ok_or_else(|| DeviceError::NoKernel {
+        let decision = self.decide(weights, batch);
+        let decision = decision.filter(|_| columns > 0).ok_or_else(|| DeviceError::NoKernel {
             device: self.context().name(),
             dtype: weights.dtype.to_owned(),
             batch,
         })?;
         let batch = u32::try_from(batch).map_err(|_| DeviceError::TooLarge)?;
-        let kernel = choice.kernel;
-        let (ptx, entry, shared) = (kernel.ptx, kernel.entry, kernel.dynamic_shared_bytes);
-        let function = self.context().function(ptx, entry, shared)?;
+        let Decision { choice, plan } = self.with_room(decision)?;
+        let rounds_to = Some(choice.inputs()).filter(|inputs| *inputs != "f32");
+        if rounds_to.is_some() {
+            self.make_rounding_room(columns, batch)?;
+        }
+        self.keep([Some(weights.owner.clone()), x.owner(), y.owner()])?;
+        let inputs = match rounds_to {
+            Some(operand) => self.round(operand, x, columns, batch)?,
+            None => x.address(),
+        };
+        let operands = [weights.address, inputs, y.address()];
+        match (plan, choice.kernel()) {
+            (None, Some(kernel)) => self.queue_by_kernel(kernel, weights, operands, batch)?,
+            // SAFETY: the plan was made for these weights and so many inputs, which lie as it has
+            // them; the stream keeps all of it (above), and what was rounded is its own.
+            (Some(plan), _) => unsafe { self.queue_by_library(&plan, operands) }?,
+            (None, None) => unreachable!("who multiplies is a kernel or a library with a plan"),
+        }
+        Ok(Some(choice))
+    }
+
+    /// Keeps what the next work uses, until the stream has come past that.
+    pub(super) fn keep(
+        &mut self,
+        owners: impl IntoIterator<Item = Option<Owner>>,
+    ) -> Result<(), DeviceError> {
         if self.used.len() > USED_MAX {
             // Whoever never waits would hold all that was ever used.
             self.synchronize()?;
         }
-        self.used.push(weights.owner.clone());
-        self.used.extend([x.owner(), y.owner()].into_iter().flatten());
-        let x = match kernel.inputs {
-            "f32" => x.address(),
-            operand => self.round(operand, x, columns, batch)?,
-        };
-        let (mut w, mut x, mut y) = (weights.address, x, y.address());
-        let (mut m, mut k, mut batch_of) = (rows, columns, batch);
+        self.used.extend(owners.into_iter().flatten());
+        Ok(())
+    }
+
+    /// Queues a product by a kernel that is built in, of what is kept.
+    fn queue_by_kernel(
+        &self,
+        kernel: &'static Kernel,
+        weights: &Weights,
+        [mut w, mut x, mut y]: [u64; 3],
+        mut batch: u32,
+    ) -> Result<(), DeviceError> {
+        let Kernel { ptx, entry, dynamic_shared_bytes, threads, .. } = *kernel;
+        let function = self.context().function(ptx, entry, dynamic_shared_bytes)?;
+        let (mut m, mut k) = weights.shape();
         let mut row_bytes = weights.row_bytes;
+        let grid = (m.div_ceil(kernel.rows), batch.div_ceil(kernel.columns));
         let mut parameters: [*mut c_void; 7] = [
             (&raw mut w).cast(),
             (&raw mut x).cast(),
@@ -198,56 +257,17 @@ impl ComputeStream {
             (&raw mut m).cast(),
             (&raw mut k).cast(),
             (&raw mut row_bytes).cast(),
-            (&raw mut batch_of).cast(),
+            (&raw mut batch).cast(),
         ];
-        let grid = (rows.div_ceil(kernel.rows), batch.div_ceil(kernel.columns));
-        // SAFETY: the parameters are those of the kernels' one signature; the memory is the
-        // caller's promise, and what was rounded is `self`'s.
-        unsafe {
-            self.launch(
-                function,
-                grid,
-                kernel.threads,
-                kernel.dynamic_shared_bytes,
-                &mut parameters,
-            )
-        }?;
-        Ok(Some(choice))
-    }
-
-    /// Queues the rounding of the inputs for tensor cores, and says where they will be.
-    fn round(
-        &mut self,
-        operand: &str,
-        x: &DeviceFloats,
-        columns: u32,
-        batch: u32,
-    ) -> Result<u64, DeviceError> {
-        let padded = columns.next_multiple_of(ROUNDED_COLUMNS);
-        let bytes = 2 * padded as usize * batch as usize;
-        if self.rounded.as_ref().is_none_or(|(_, room)| *room < bytes) {
-            // What is queued may still read the old ones.
-            self.synchronize()?;
-            self.rounded = None;
-            self.rounded = allocate(self.context(), bytes)?.map(|memory| (memory, bytes));
-        }
-        let rounded = self.rounded.as_ref().map_or(0, |(memory, _)| memory.address());
-        let entry = if operand == "f16" { "activations_f16" } else { "activations_bf16" };
-        let function = self.context().function("activations.compute_80.ptx", entry, 0)?;
-        let (mut from, mut to, mut k) = (x.address(), rounded, columns);
-        let mut parameters: [*mut c_void; 3] =
-            [(&raw mut from).cast(), (&raw mut to).cast(), (&raw mut k).cast()];
-        let grid = (padded.div_ceil(2 * ROUNDING_THREADS), batch);
-        // SAFETY: the parameters are those of this kernel; `x` has `batch` rows of `columns`
-        // floats, and the target room for as many padded ones.
-        unsafe { self.launch(function, grid, ROUNDING_THREADS, 0, &mut parameters) }?;
-        Ok(rounded)
+        // SAFETY: the parameters are those of the kernels' one signature; the memory is kept until
+        // the stream has come past, and what was rounded is `self`'s.
+        unsafe { self.launch(function, grid, threads, dynamic_shared_bytes, &mut parameters) }
     }
 
     /// # Safety
     /// The parameters are the kernel's, and what they point to on the device lives until the
     /// stream has come past the launch.
-    unsafe fn launch(
+    pub(super) unsafe fn launch(
         &self,
         function: Function,
         grid: (u32, u32),
@@ -275,6 +295,24 @@ impl ComputeStream {
             )
         };
         context.driver().check("cuLaunchKernel", code).map_err(refused)
+    }
+
+    /// Lets go of weights and vectors that are in use by what has been queued so far, as soon as the
+    /// device has come past it: without waiting here for that, which
+    /// [`ComputeStream::synchronize`] does.
+    ///
+    /// # Errors
+    /// What the driver answers, or the system where it gives no thread to wait on.
+    pub fn retire(&mut self) -> Result<(), DeviceError> {
+        if self.used.is_empty() {
+            return Ok(());
+        }
+        if self.retiring.is_none() {
+            self.retiring = Some(Retiring::new(self.context().ordinal())?);
+        }
+        let Some(retiring) = &self.retiring else { return Ok(()) };
+        let kept = retiring.keep(&self.stream.0, &mut self.used);
+        kept.map_err(|refusal| self.refused(refusal))
     }
 
     /// How long the device takes for what `queue` queues on the stream, by its own clock.
@@ -308,10 +346,10 @@ impl ComputeStream {
         if from.is_empty() {
             return Ok(());
         }
+        self.keep([from.owner(), to.owner()])?;
         let context = Arc::clone(self.context());
         let _entered = context.enter().map_err(|refusal| self.refused(refusal))?;
         let (bytes, stream) = (4 * from.len(), self.stream.0.handle());
-        self.used.extend([from.owner(), to.owner()].into_iter().flatten());
         // SAFETY: both have these bytes, and are kept in `used` until the stream has come past.
         let code = unsafe {
             (context.driver().calls.cuMemcpyDtoDAsync_v2)(

@@ -1,5 +1,6 @@
 //! A device's primary context, shared with everybody in the process who uses that device.
 
+use super::cublaslt;
 use super::driver::Driver;
 use super::error::{DriverRefusal, Unavailable};
 use super::module::Modules;
@@ -17,6 +18,7 @@ pub struct Context {
     ordinal: u32,
     handle: CUcontext,
     pub(super) modules: Modules,
+    pub(super) cublaslt: cublaslt::OfContext,
 }
 
 // SAFETY: a context handle belongs to the process, not to a thread; it is valid until `drop`
@@ -50,8 +52,8 @@ impl Context {
         let code = unsafe { (driver.calls.cuDevicePrimaryCtxRetain)(&raw mut handle, device) };
         let refused = |refusal| Unavailable::Refused { refusal };
         driver.check("cuDevicePrimaryCtxRetain", code).map_err(refused)?;
-        let context =
-            Arc::new(Self { driver, device, ordinal, handle, modules: Modules::default() });
+        let (modules, cublaslt) = Default::default();
+        let context = Arc::new(Self { driver, device, ordinal, handle, modules, cublaslt });
         *known = Arc::downgrade(&context);
         Ok(context)
     }
@@ -110,6 +112,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        self.close_cublaslt();
         self.unload_modules();
         // SAFETY: retained once by `of`. Whoever has memory, streams or events in this context
         // holds an owner of it, so all of those are gone.

@@ -113,6 +113,12 @@ driver_calls! {
     cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, usize, CUstream);
 }
 
+/// Whether a library is the tests' emulation.
+pub(super) fn has_mark(library: &libloading::Library) -> bool {
+    // SAFETY: the symbol is only looked for, never called.
+    unsafe { library.get::<unsafe extern "C" fn() -> u32>(EMULATOR_MARK) }.is_ok()
+}
+
 /// The driver, initialised.
 #[derive(Debug)]
 pub struct Driver {
@@ -145,9 +151,7 @@ impl Driver {
         let calls = Calls::look_up()?;
         // SAFETY: as in `look_up`, which has opened it.
         let library = unsafe { sys::culib() };
-        // SAFETY: the symbol is only looked for, never called.
-        let mark = unsafe { library.get::<unsafe extern "C" fn() -> u32>(EMULATOR_MARK) };
-        let mut driver = Self { calls, version: 0, is_emulated: mark.is_ok() };
+        let mut driver = Self { calls, version: 0, is_emulated: has_mark(library) };
         let mut version = 0;
         // SAFETY: writes one number to a variable of this frame.
         let code = unsafe { (driver.calls.cuDriverGetVersion)(&raw mut version) };

@@ -112,6 +112,27 @@ impl DriverRefusal {
     }
 }
 
+/// cuBLASLt answered a call with an error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call} answered {code}, {message}")]
+pub struct LibraryRefusal {
+    /// The library's function.
+    pub call: &'static str,
+    /// Its answer, a `cublasStatus_t`.
+    pub code: u32,
+    /// The name of that, and what the library says about it.
+    pub message: Box<str>,
+}
+
+impl LibraryRefusal {
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        "look at dmesg (Xid) and nvidia-smi for the device's state; the kernels that are built in \
+         serve without cuBLASLt (DenseProducts::Kernels, or leave it out of LD_LIBRARY_PATH)"
+    }
+}
+
 impl fmt::Display for DriverRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { call, code, message } = self;

@@ -1,5 +1,6 @@
 //! What is known of a device.
 
+use super::choice::Operand;
 use std::fmt;
 
 /// The link between a device and the machine, as sysfs tells it.
@@ -46,4 +47,15 @@ pub struct DeviceInfo {
     pub compute_capability: (u32, u32),
     /// Whether it is the tests' emulation.
     pub is_emulated: bool,
+}
+
+/// The most that a device multiplies and adds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatrixCeiling {
+    /// The numbers it was given.
+    pub operand: Operand,
+    /// Multiplications and additions a second.
+    pub operations_per_s: f64,
+    /// What was measured with.
+    pub by: String,
 }

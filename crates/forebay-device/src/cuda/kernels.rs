@@ -1,5 +1,6 @@
 //! The kernels that are built in, and which of them serves a product.
 
+use super::choice::Choice;
 use std::fmt;
 
 /// A kernel of `kernels/`, as its table has it.
@@ -52,6 +53,7 @@ macro_rules! modules {
 const MODULES: &[(&str, &str)] = modules! {
     "activations": 80;
     "bf16": 75 80;
+    "ceiling": 75 80;
     "f16": 75 80;
     "f32": 75 80;
     "f8_e4m3": 75 80;
@@ -71,6 +73,12 @@ const MODULES: &[(&str, &str)] = modules! {
     "q8_0": 75 80;
 };
 
+/// The module of the kernels that measure arithmetic, for this compute capability, ten times.
+#[cfg(feature = "cuda")]
+pub(super) fn ceiling_module(capability: u32) -> &'static str {
+    if capability < 80 { "ceiling.compute_75.ptx" } else { "ceiling.compute_80.ptx" }
+}
+
 /// A module's text, ended by a zero.
 #[cfg(feature = "cuda")]
 pub(super) fn module(name: &str) -> Option<&'static str> {
@@ -88,45 +96,29 @@ pub(super) const ROUNDING_THREADS: u32 = 256;
 /// A grid is at most so high: so many blocks of inputs can be launched at once.
 const GRID_Y_MAX: u32 = 65_535;
 
-/// A kernel for a product, and why that one.
+/// Why a kernel serves: its place among those that could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// The kernel.
-    pub kernel: &'static Kernel,
-    /// Its place among those that could have served.
-    reason: Reason,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
+pub(super) enum Reason {
     OneInput,
     FewInputs,
     TensorCores,
     Tiles,
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Kernel { entry, capability_min, batch_min, batch_max, inputs, .. } = self.kernel;
-        let why = match self.reason {
-            Reason::OneInput => "one input: as fast as the weights can be read",
-            Reason::FewInputs => "few inputs: the weights are read once for four of them",
-            Reason::TensorCores => "many inputs: tensor cores",
-            Reason::Tiles => "many inputs, in f32",
-        };
-        write!(
-            f,
-            "{entry} (compute capability {}.{} or newer, {batch_min} to {batch_max} inputs as \
-             {inputs}): {why}",
-            capability_min / 10,
-            capability_min % 10
-        )
+        f.write_str(match self {
+            Self::OneInput => "one input: as fast as the weights can be read",
+            Self::FewInputs => "few inputs: the weights are read once for four of them",
+            Self::TensorCores => "many inputs: tensor cores",
+            Self::Tiles => "many inputs, in f32",
+        })
     }
 }
 
-/// The kernel for weights of `dtype` and `batch` inputs, on a device of this compute capability:
-/// of those made for the newest architecture that it has, the one meant for so many inputs. `None`
-/// where none serves.
+/// The kernel that is built in for weights of `dtype` and `batch` inputs, on a device of this
+/// compute capability: of those made for the newest architecture that it has, the one meant for so
+/// many inputs. `None` where none serves.
 #[must_use]
 pub fn choose(dtype: &str, capability: (u32, u32), batch: usize) -> Option<Choice> {
     let capability = capability.0 * 10 + capability.1;
@@ -139,7 +131,9 @@ pub fn choose(dtype: &str, capability: (u32, u32), batch: usize) -> Option<Choic
     let kernel = TABLE.iter().filter(serves).find(|kernel| {
         kernel.capability_min == newest && (kernel.batch_min..=kernel.batch_max).contains(&wanted)
     })?;
-    if batch.div_ceil(kernel.columns) > GRID_Y_MAX {
+    // Rounding takes a block for every input.
+    let blocks = if kernel.inputs == "f32" { batch.div_ceil(kernel.columns) } else { batch };
+    if blocks > GRID_Y_MAX {
         return None;
     }
     let reason = match kernel {
@@ -148,7 +142,7 @@ pub fn choose(dtype: &str, capability: (u32, u32), batch: usize) -> Option<Choic
         Kernel { inputs: "f32", .. } => Reason::Tiles,
         _ => Reason::TensorCores,
     };
-    Some(Choice { kernel, reason })
+    Some(Choice::of(kernel, reason))
 }
 
 #[cfg(all(test, feature = "cuda"))]
@@ -181,7 +175,7 @@ mod tests {
             assert_eq!(choose(dtype, (9, 0), 0), None);
         }
         assert_eq!(choose("IQ1_S", (9, 0), 1), None);
-        let one = choose("Q4_K", (9, 0), 1).unwrap();
-        assert_eq!((one.kernel.entry, one.kernel.capability_min), ("gemv_q4_k_b1", 80));
+        let one = choose("Q4_K", (9, 0), 1).and_then(|choice| choice.kernel()).unwrap();
+        assert_eq!((one.entry, one.capability_min), ("gemv_q4_k_b1", 80));
     }
 }

@@ -4,6 +4,7 @@
 //! first device is asked for, and a machine without one is an ordinary error ([`Unavailable`]).
 //! Without the feature `cuda` every machine is one without.
 
+mod choice;
 mod error;
 mod info;
 mod kernels;
@@ -19,7 +20,13 @@ mod compute;
 #[cfg(feature = "cuda")]
 mod context;
 #[cfg(feature = "cuda")]
+mod cublaslt;
+#[cfg(feature = "cuda")]
+mod dense;
+#[cfg(feature = "cuda")]
 mod driver;
+#[cfg(feature = "cuda")]
+mod matrix_ceiling;
 #[cfg(feature = "cuda")]
 mod memory;
 #[cfg(feature = "cuda")]
@@ -30,6 +37,10 @@ mod operands;
 mod query;
 #[cfg(feature = "cuda")]
 mod queue;
+#[cfg(feature = "cuda")]
+mod retiring;
+#[cfg(feature = "cuda")]
+mod rounding;
 #[cfg(feature = "cuda")]
 mod stream;
 #[cfg(feature = "cuda")]
@@ -42,6 +53,7 @@ mod present {
     pub use super::compute::ComputeStream;
     pub use super::context::Context;
     pub use super::driver::Driver;
+    pub use super::matrix_ceiling::matrix_ceiling;
     pub use super::memory::{HostRegistration, PoolMemory};
     pub use super::operands::{DeviceFloats, Weights};
     pub use super::query::{device, devices, driver_version};
@@ -53,9 +65,10 @@ mod present {
 #[path = "absent.rs"]
 mod present;
 
-pub use error::{DriverRefusal, Unavailable};
-pub use info::{DeviceInfo, PcieLink};
-pub use kernels::{Choice, Kernel, choose};
+pub use choice::{Choice, DenseProducts, Operand};
+pub use error::{DriverRefusal, LibraryRefusal, Unavailable};
+pub use info::{DeviceInfo, MatrixCeiling, PcieLink};
+pub use kernels::{Kernel, choose};
 pub use pointer::DevicePointer;
 pub use present::*;
 pub use staging::{SlotGroup, Staging, StagingShape, release_staging};

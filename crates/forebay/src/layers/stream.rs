@@ -17,7 +17,7 @@ use crate::report::FallbackReport;
 use crate::resident::Resident;
 use crate::warm_up::WarmUp;
 use crossbeam_channel::{Receiver, unbounded};
-use forebay_device::cuda::{Context, DeviceInfo, HostRegistration};
+use forebay_device::cuda::{ComputeStream, Context, DeviceInfo, HostRegistration};
 use forebay_device::{BayArena, DeviceError};
 use forebay_io::{Cancel, Fault};
 use forebay_mem::{PageLock, memory_at_hand};
@@ -784,6 +784,15 @@ impl Layer {
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor> + '_ {
         let tensors = self.unit.tensors.iter().enumerate();
         tensors.map(|(place, &index)| self.tensors.at(place, index))
+    }
+
+    /// Lets go of it as soon as the device has come past what was queued on `products` so far, without
+    /// waiting for that.
+    ///
+    /// # Errors
+    /// As [`ComputeStream::retire`]; the layer's memory then comes back when `products` is waited for.
+    pub fn release_after(self, products: &mut ComputeStream) -> Result<(), Error> {
+        Ok(products.retire()?)
     }
 
     /// The tensor of that full name.

@@ -7,6 +7,7 @@
 mod context;
 mod control;
 mod copies;
+mod cublaslt;
 mod devices;
 mod errors;
 mod events;
@@ -50,6 +51,7 @@ pub(crate) fn address_of(name: &str) -> Option<*const c_void> {
     let rooms = [
         context::address_of,
         copies::address_of,
+        cublaslt::address_of,
         devices::address_of,
         errors::address_of,
         events::address_of,
