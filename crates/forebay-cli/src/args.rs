@@ -86,6 +86,9 @@ pub(crate) struct LoadArguments {
     /// Print the report as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    /// How far the load had come, every so many milliseconds, as `progress` of that object
+    #[arg(long, hide = true, requires = "json", value_name = "MS")]
+    pub(crate) sample_progress: Option<u64>,
 }
 
 #[derive(Args)]
@@ -208,6 +211,9 @@ pub(crate) struct BenchArguments {
     /// Passed on to every load
     #[arg(long)]
     pub(crate) queue_depth: Option<usize>,
+    /// Draw mode against mode, and each mode's rate over time, into an SVG
+    #[arg(long, value_name = "OUT.svg", value_parser = svg_path)]
+    pub(crate) plot: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -263,6 +269,16 @@ impl std::str::FromStr for Experts {
         numbers.sort_unstable();
         numbers.dedup();
         Ok(Self::Numbers(numbers))
+    }
+}
+
+fn svg_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension() {
+        Some(extension) if !extension.eq_ignore_ascii_case("svg") => {
+            Err(format!("'{text}' would be no SVG: end it in .svg"))
+        }
+        _ => Ok(path),
     }
 }
 

@@ -15,7 +15,7 @@ use forebay_mem::numa::NumaPolicy;
 use regex::Regex;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How many layers are offloaded to the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,11 +205,15 @@ pub struct Options {
 /// Called with the state of the load, on the thread that iterates over it.
 pub(crate) type ProgressCallback = Box<dyn FnMut(Progress) + Send>;
 
+/// How often the progress callback is called at most, unless the caller says otherwise.
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What the caller brings along for one run.
 #[derive(Default)]
 pub(crate) struct Hooks {
     pub(crate) cancel: Cancel,
     pub(crate) progress: Option<ProgressCallback>,
+    pub(crate) progress_interval: Option<Duration>,
     pub(crate) fault: Option<Box<dyn Fault>>,
     /// When the load began, if that was before its plan was made.
     pub(crate) begun: Option<Instant>,
@@ -361,6 +365,15 @@ impl Loader {
     #[must_use]
     pub fn on_progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Self {
         self.hooks.progress = Some(Box::new(callback));
+        self
+    }
+
+    /// How long after one call of [`Loader::on_progress`]'s callback the next may come: 100 ms if not
+    /// given, and no less than one.
+    #[must_use]
+    pub fn progress_interval(mut self, interval: Duration) -> Self {
+        // Waiting for no time at all would keep a processor busy.
+        self.hooks.progress_interval = Some(interval.max(Duration::from_millis(1)));
         self
     }
 

@@ -4,22 +4,25 @@
 //! rounds are interleaved, so that what else the machine does hits every row alike; medians are
 //! shown.
 
+mod caches;
+mod child;
+mod plot;
+mod rates;
+
 use crate::args::{BenchArguments, BenchCommand, CacheChoice, SynthFormat};
 use crate::ceiling::{self, SHAPES, Shape};
 use crate::commands::bench_kernels;
+use crate::commands::load::Sample;
 use crate::commands::synth::{self, Recipe};
 use crate::failure::Failure;
 use crate::{interrupt, output, size};
-use forebay::{Backend, DeviceChoice, DeviceInfo, LoadMode, Model, ModelSummary};
-use forebay_io::cache;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use caches::{cached_share, drop_caches, warm_caches};
+use child::{LoadInChild, children_cpu_s};
+use forebay::{Backend, DeviceChoice, DeviceInfo, Model, ModelSummary};
+use plot::{Caption, Picture};
 use serde::Serialize;
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 #[derive(Serialize)]
 struct BenchReport {
@@ -69,6 +72,9 @@ struct Run {
     page_cache_left: Option<f64>,
     #[serde(skip)]
     device: String,
+    /// How far it had come, where a picture is drawn; without `device_s`.
+    #[serde(skip)]
+    samples: Vec<Sample>,
 }
 
 pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
@@ -77,6 +83,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
     }
     // A signal is heard between loads, so that the temporary folder goes away.
     let interrupt = interrupt::flag();
+    // That it can't be written shall not come out after minutes.
+    let picture = arguments.plot.as_deref().map(Picture::reserve).transpose()?;
     let (path, _folder) = match &arguments.model {
         Some(path) => (path.clone(), None),
         None => {
@@ -119,13 +127,21 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
                 }
                 let rounds = arguments.repeat;
                 output::notice(&format!("round {round} of {rounds}: {mode}, {cache}"));
-                runs.push(measure(arguments, &path, &files, mode, cache, round)?);
+                let bytes = model.catalog().bytes();
+                let sampling_ms = picture.as_ref().map(|_| rates::sampling_interval_ms(bytes));
+                let load = LoadInChild { arguments, model: &path, mode, sampling_ms };
+                runs.push(measure(&load, &files, cache, round)?);
             }
         }
     }
+    let caption = Caption::new(arguments.model.as_deref(), &devices);
     let measured = Measured { runs, ceilings, upload_ceilings, devices };
     let report = summarise(arguments, &model, caches, measured);
-    if arguments.json { output::json(&report) } else { show(&report) }
+    if arguments.json { output::json(&report) } else { show(&report) }?;
+    match picture {
+        Some(picture) => picture.write(&plot::draw(&report, &caption)?),
+        None => Ok(()),
+    }
 }
 
 /// A model in a temporary folder that goes away with the handle.
@@ -201,10 +217,8 @@ fn ceiling_run(files: &[PathBuf], shape: Shape) -> Result<Ceiling, Failure> {
 }
 
 fn measure(
-    arguments: &BenchArguments,
-    model: &Path,
+    load: &LoadInChild<'_>,
     files: &[PathBuf],
-    mode: LoadMode,
     cache: &'static str,
     round: u32,
 ) -> Result<Run, Failure> {
@@ -213,7 +227,7 @@ fn measure(
         _ => warm_caches(files)?,
     }
     let before = children_cpu_s()?;
-    let report = load_in_child(arguments, model, mode)?;
+    let report = load.run()?;
     let cpu_s = children_cpu_s()? - before;
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let bytes = number("/model/bytes") / f64::from(1_u32 << 30);
@@ -223,7 +237,7 @@ fn measure(
     let peak = report.pointer("/memory/peak_rss_bytes").and_then(Value::as_u64);
     let device = report.pointer("/backends/0/backend").and_then(Value::as_str);
     Ok(Run {
-        mode: mode.name(),
+        mode: load.mode.name(),
         cache,
         round,
         seconds,
@@ -233,99 +247,8 @@ fn measure(
         peak_rss_bytes: peak.unwrap_or(0),
         page_cache_left: cached_share(files)?,
         device: device.unwrap_or("none").to_owned(),
+        samples: rates::samples_of(&report, device_s),
     })
-}
-
-/// Runs `forebay load --json` and returns its report.
-fn load_in_child(
-    arguments: &BenchArguments,
-    model: &Path,
-    mode: LoadMode,
-) -> Result<Value, Failure> {
-    let failed =
-        |error: &dyn std::error::Error| Failure::caused("a load of the bench failed", error);
-    let program = std::env::current_exe().map_err(|error| failed(&error))?;
-    let mut command = Command::new(program);
-    command.arg("load").arg(model).args(["--json", "--load-mode", mode.name()]);
-    command.args(["--device", &arguments.device.to_string()]);
-    let sizes = [("--staging", arguments.staging), ("--chunk", arguments.chunk)];
-    for (flag, bytes) in sizes {
-        if let Some(bytes) = bytes {
-            command.arg(flag).arg(bytes.to_string());
-        }
-    }
-    if let Some(depth) = arguments.queue_depth {
-        command.arg("--queue-depth").arg(depth.to_string());
-    }
-    let output = command.stdin(Stdio::null()).output().map_err(|error| failed(&error))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let message = format!("a load of the bench failed: {}", said.trim());
-        return Err(Failure::new(message, None));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| failed(&error))
-}
-
-/// CPU seconds, user and system, of all children that have ended.
-fn children_cpu_s() -> Result<f64, Failure> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)
-        .map_err(|errno| Failure::caused("no CPU times of child processes", &errno))?;
-    let microseconds =
-        usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    #[allow(clippy::cast_precision_loss, reason = "seconds for a table")]
-    Ok(microseconds as f64 / 1e6)
-}
-
-fn open(path: &Path) -> Result<File, Failure> {
-    File::open(path)
-        .map_err(|error| Failure::caused(format!("{}: can't be opened", path.display()), &error))
-}
-
-fn drop_caches(files: &[PathBuf]) -> Result<(), Failure> {
-    for path in files {
-        let file = open(path)?;
-        // Dirty pages can't be dropped; a read-only mount has none to sync.
-        let _ = file.sync_all();
-        cache::drop_cached(&file, 0..0)
-            .map_err(|errno| Failure::caused("the page cache can't be dropped", &errno))?;
-    }
-    let left = cached_share(files)?.unwrap_or(0.0);
-    if left > 0.01 {
-        output::notice(&format!(
-            "notice: {:.0} % of the model stays in the page cache; cold rows are not cold",
-            left * 100.0
-        ));
-    }
-    Ok(())
-}
-
-fn warm_caches(files: &[PathBuf]) -> Result<(), Failure> {
-    if cached_share(files)?.is_some_and(|share| share > 0.999) {
-        return Ok(());
-    }
-    let mut buffer = vec![0; 4 << 20];
-    for path in files {
-        let mut file = open(path)?;
-        while file
-            .read(&mut buffer)
-            .map_err(|error| Failure::caused("the model can't be read", &error))?
-            > 0
-        {}
-    }
-    Ok(())
-}
-
-/// How much of the files is in the page cache, 0 to 1; `None` where the kernel does not tell.
-fn cached_share(files: &[PathBuf]) -> Result<Option<f64>, Failure> {
-    let (mut cached, mut all) = (0, 0);
-    for path in files {
-        let file = open(path)?;
-        let bytes = file.metadata().map_or(0, |metadata| metadata.len());
-        let Ok(here) = cache::cached_bytes(&file, 0..bytes) else { return Ok(None) };
-        cached += here.min(bytes);
-        all += bytes;
-    }
-    Ok(Some(if all == 0 { 0.0 } else { output::gib(cached) / output::gib(all) }))
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {

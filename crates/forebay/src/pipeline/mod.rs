@@ -22,7 +22,7 @@ mod upload;
 
 use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
-use crate::loader::{Hooks, ProgressCallback};
+use crate::loader::{Hooks, PROGRESS_INTERVAL, ProgressCallback};
 use crate::numa;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
@@ -47,9 +47,6 @@ use upload::{Landed, UploadJob, UploadOutcome};
 pub(crate) use memory::{Contexts, Mappings, contexts, map_files};
 pub(crate) use settle::check_identities;
 pub(crate) use staging::Staging as StagingMemory;
-
-/// How often the progress callback is called at most.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How far a load has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +73,7 @@ pub struct Load {
     cancel: Cancel,
     /// The callback, and when it was called last.
     progress: Option<(ProgressCallback, Option<Instant>)>,
+    progress_interval: Duration,
     placed_bytes: Arc<AtomicU64>,
     total_bytes: u64,
     tensors: Arc<Tensors>,
@@ -134,7 +132,7 @@ fn told_placed(staging: &cuda::Staging) -> impl Iterator<Item = String> {
 impl Load {
     pub(crate) fn start(plan: &Plan, hooks: Hooks) -> Result<Self, Error> {
         let started = Instant::now();
-        let Hooks { cancel, progress, fault, begun } = hooks;
+        let Hooks { cancel, progress, progress_interval, fault, begun } = hooks;
         let planned = plan.model.open_time() + plan.plan_time;
         let before = begun.map_or(planned, |begun| started - begun);
         let waited = before.saturating_sub(planned);
@@ -206,6 +204,7 @@ impl Load {
             device_time,
             cancel,
             progress: progress.map(|callback| (callback, None)),
+            progress_interval: progress_interval.unwrap_or(PROGRESS_INTERVAL),
             placed_bytes,
             total_bytes: plan.model.catalog().bytes(),
             tensors,
@@ -280,7 +279,7 @@ impl Load {
             return Some(index);
         }
         loop {
-            match self.landed.recv_timeout(PROGRESS_INTERVAL) {
+            match self.landed.recv_timeout(self.progress_interval) {
                 Ok(Landed(index)) => {
                     self.report_progress(false);
                     return Some(index);
@@ -294,7 +293,7 @@ impl Load {
     fn report_progress(&mut self, last: bool) {
         let progress = self.progress();
         if let Some((callback, called)) = &mut self.progress
-            && (last || called.is_none_or(|called| called.elapsed() >= PROGRESS_INTERVAL))
+            && (last || called.is_none_or(|called| called.elapsed() >= self.progress_interval))
         {
             *called = Some(Instant::now());
             callback(progress);
