@@ -2,7 +2,7 @@
 
 use crate::args::StreamArguments;
 use crate::failure::Failure;
-use forebay::{ComputeStream, DeviceContext, DeviceFloats, Shape, Tensor, Weights};
+use forebay::{ComputeStream, DenseProducts, DeviceContext, DeviceFloats, Shape, Tensor, Weights};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -62,7 +62,10 @@ impl Products {
         let device = match context {
             None => None,
             Some(context) => Some(OnDevice {
-                stream: ComputeStream::new(context).map_err(forebay::Error::from)?,
+                // A library would step down for want of workspace, and the last bits with it: what
+                // comes out is to be the same whatever the budgets.
+                stream: ComputeStream::with_dense(context, DenseProducts::Kernels)
+                    .map_err(forebay::Error::from)?,
                 inputs: HashMap::new(),
                 outputs: HashMap::new(),
             }),
