@@ -143,6 +143,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("decoder", nargs="?", default="target/release/examples/decoder")
+    parser.add_argument("--write", type=pathlib.Path, help="what llama.cpp says, for check.py")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -155,19 +156,22 @@ def main():
         if ours.tobytes() != resident[0].tobytes() or generated != resident[1]:
             sys.exit("streamed and resident differ")
         print("streamed and resident: the same to the bit")
-        sys.exit(not compare(prompts, ours, generated, on_file, on_f32))
+        sys.exit(not compare(prompts, ours, generated, on_file, on_f32, arguments.write))
 
 
-def compare(prompts, ours, generated, on_file, on_f32):
+def compare(prompts, ours, generated, on_file, on_f32, write):
     """Prints the table; whether all prompts pass."""
     print("tokens   next   lead  distance  rounding  as it is   alike  prompt")
     failed = ties = 0
+    said = []
     most = numpy.zeros(3)
     for text, tokens, ours, generated in zip(PROMPTS, prompts, ours, generated, strict=True):
         file, exact = on_file.start(tokens), on_f32.start(tokens)
         distances = distance(ours, exact), distance(file, exact), distance(ours, file)
         most = numpy.maximum(most, distances)
-        alike = sum(a == b for a, b in zip(generated, on_f32.generate(exact), strict=True))
+        expected = on_f32.generate(exact)
+        said.append({"tokens": tokens, "next": expected})
+        alike = sum(a == b for a, b in zip(generated, expected, strict=True))
         first, of_file = int(exact.argmax()), int(file.argmax())
         lead = float(numpy.diff(numpy.sort(exact)[-2:])[0])
         moved = numpy.abs(file - exact)
@@ -181,6 +185,9 @@ def compare(prompts, ours, generated, on_file, on_f32):
     print(f"{'at most':>20}  {most[0]:8.1e}  {most[1]:8.4f}  {most[2]:8.4f}")
     print(f"{ties} of {len(prompts)} prompts are ties that llama.cpp's own rounding decides otherwise")
     print(f"{len(prompts) - failed} passed, {failed} failed")
+    if write and not failed:
+        lines = ",\n".join(json.dumps(prompt, separators=(",", ":")) for prompt in said)
+        write.write_text(f"[\n{lines}\n]\n")
     return failed == 0
 
 
