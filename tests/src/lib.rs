@@ -7,6 +7,7 @@
 //! - [`Script`]: what a kernel might have answered instead;
 //! - [`seccomp`]: a kernel that forbids a system call, as container runtimes do;
 //! - [`memlock`]: an ordinary user's limit of locked memory, also for root;
+//! - [`Timeline`]: a trace file, checked after the format and taken apart;
 //! - [`residence`]: what the kernel says of pages, asked for without the loader's own code.
 
 mod fault;
@@ -15,7 +16,9 @@ pub mod memlock;
 pub mod residence;
 mod scratch;
 pub mod seccomp;
+mod timeline;
 
 pub use fault::{Answer, Rule, Script};
 pub use load::{Landed, Load, Places, cut};
 pub use scratch::{Scratch, pattern};
+pub use timeline::{Event, Timeline};

@@ -201,6 +201,7 @@ impl Load {
             queue_depth: self.queue_depth,
             buffered_by_workers: self.buffered_by_workers,
             reclaim,
+            trace: None,
             fault: self.fault,
         }
     }

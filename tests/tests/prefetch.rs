@@ -56,6 +56,7 @@ impl Mapped {
             reads_end,
             cancel: Cancel::default(),
             on_resident: Box::new(on_resident),
+            trace: None,
         }
     }
 }

@@ -68,6 +68,9 @@ pub(crate) struct PlanArguments {
     /// Accepted, and without effect here
     #[arg(long, hide = true)]
     pub(crate) digest: bool,
+    /// Accepted, and without effect here
+    #[arg(long, hide = true)]
+    pub(crate) trace: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -83,6 +86,9 @@ pub(crate) struct LoadArguments {
     /// sha256 of every tensor's bytes, read back from where they landed
     #[arg(long)]
     pub(crate) digest: bool,
+    /// Write a timeline of reads, waits and uploads there, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Print the report as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -116,6 +122,9 @@ pub(crate) struct StreamArguments {
     /// random:K, anew for each pass
     #[arg(long, value_name = "IDS|random:K", value_parser = parse::<Experts>)]
     pub(crate) experts: Option<Experts>,
+    /// Write a timeline of reads, waits, uploads and layers, which ui.perfetto.dev opens
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) policy: PolicyArguments,
     /// Print one JSON object
@@ -136,6 +145,9 @@ pub(crate) struct VerifyArguments {
     pub(crate) write: bool,
     #[command(flatten)]
     pub(crate) policy: PolicyArguments,
+    /// Write a timeline of the load there, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -80,6 +80,7 @@ pub(crate) fn measure(paths: &[PathBuf], shape: Shape) -> Result<f64, Failure> {
         queue_depth: shape.depth,
         buffered_by_workers: false,
         reclaim: Vec::new(),
+        trace: None,
         fault: None,
     };
     let started = Instant::now();

@@ -20,6 +20,12 @@ impl Failure {
         Self { message: message.into(), causes: chain(Some(cause)), remedy: None }
     }
 
+    /// In one line, where it is not the verdict.
+    pub(crate) fn as_notice(&self) -> String {
+        let causes = self.causes.iter().map(|cause| format!(": {cause}")).collect::<String>();
+        format!("notice: {}{causes}", self.message).replace('\n', " ")
+    }
+
     pub(crate) fn cancelled() -> Self {
         forebay::Error::Cancelled.into()
     }

@@ -9,6 +9,7 @@ mod failure;
 mod interrupt;
 mod output;
 mod size;
+mod timeline;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};

@@ -167,7 +167,7 @@ fn completions_and_the_man_page_come_from_the_parser() {
     let output = run(&["man"]);
     let page = String::from_utf8_lossy(&output.stdout);
     assert!(page.starts_with(".ie"));
-    for flag in ["gpu\\-layers", "load\\-mode", "manifest", "repeat", "seed"] {
+    for flag in ["gpu\\-layers", "load\\-mode", "manifest", "repeat", "seed", "trace"] {
         assert!(page.contains(flag), "no {flag} in the man page");
     }
 }

@@ -10,9 +10,11 @@ mod arena;
 pub mod cuda;
 mod error;
 mod pool;
+mod trace;
 mod uploader;
 
 pub use arena::{ArenaLayout, Arrange, HostArena, HostWriter};
 pub use error::DeviceError;
 pub use pool::{Bay, BayArena, Pool};
+pub use trace::UploadTrace;
 pub use uploader::{Columns, Drained, Segment, Uploader, Writer};

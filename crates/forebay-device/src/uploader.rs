@@ -3,9 +3,11 @@
 use crate::arena::HostWriter;
 use crate::cuda::{Completion, CopyQueue, CudaWriter};
 use crate::error::DeviceError;
+use crate::trace::{Copying, UploadTrace};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use forebay_mem::{Draining, Slot};
 use std::ops::Range;
+use std::time::Instant;
 
 /// A piece of a slot and where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,8 @@ struct Pending {
     devices: usize,
     /// Whether a copy out of it has failed: the read has not arrived, and never will.
     has_failed: bool,
+    /// What is under way, where that is recorded.
+    copying: Vec<Copying>,
 }
 
 /// Moves slots to where their segments belong, in any number of arenas on any devices. Driven by
@@ -78,6 +82,7 @@ pub struct Uploader {
     /// Keeps the channel open where no device has an end of it.
     _finished: Sender<Completion>,
     copies: u64,
+    trace: Option<UploadTrace>,
 }
 
 impl Uploader {
@@ -98,8 +103,21 @@ impl Uploader {
             served.push(Some((writer, queue)));
         }
         let pending = (0..slots).map(|_| None).collect();
-        let (writers, in_flight, copies) = (served, 0, 0);
-        Ok(Self { queues, writers, pending, in_flight, completions, _finished: finished, copies })
+        Ok(Self {
+            queues,
+            writers: served,
+            pending,
+            in_flight: 0,
+            completions,
+            _finished: finished,
+            copies: 0,
+            trace: None,
+        })
+    }
+
+    /// Records what it does on a timeline from now on.
+    pub fn record(&mut self, trace: UploadTrace) {
+        self.trace = Some(trace);
     }
 
     /// Starts copying `segments` out of `slot`. The uploader owns the slot until it hands it back:
@@ -123,8 +141,9 @@ impl Uploader {
         }
         // From here on the slot is where the drop finds it, whatever happens.
         let index = slot.index();
-        let pending =
-            self.pending[index].insert(Pending { slot, read, devices: 0, has_failed: false });
+        let (has_failed, copying) = (false, Vec::new());
+        let pending = Pending { slot, read, devices: 0, has_failed, copying };
+        let pending = self.pending[index].insert(pending);
         self.in_flight += 1;
         let mut refused = None;
         for (own, served) in self.writers.iter_mut().enumerate() {
@@ -133,15 +152,27 @@ impl Uploader {
             if of_arena.peek().is_none() || refused.is_some() {
                 continue;
             }
+            let started = self.trace.as_mut().map(|trace| (trace, Instant::now()));
             match (writer, *queue) {
-                (Writer::Cuda(writer), Some(queue)) => {
-                    let queue = &mut self.queues[queue];
+                (Writer::Cuda(writer), Some(index)) => {
+                    let queue = &mut self.queues[index];
                     // SAFETY: the slot stays in `pending` until the queue has said that it is done
                     // with it; the drop drains the queue first.
                     match unsafe { queue.copy(&pending.slot, writer, own, segments) } {
-                        Ok(copies) => self.copies += copies,
+                        Ok(copies) => {
+                            self.copies += copies;
+                            let copying = started.map(|(_, started)| {
+                                Copying::new(Some(index), started, copies, own, segments)
+                            });
+                            pending.copying.extend(copying);
+                        }
                         Err(refusal) => {
                             let device = queue.context().name();
+                            if let Some((trace, started)) = started {
+                                let copying = Copying::new(None, started, 0, own, segments);
+                                let now = Instant::now();
+                                trace.copied(&device, read, &copying, now, Some(&refusal));
+                            }
                             refused = Some(DeviceError::Copy { device, read, refusal });
                         }
                     }
@@ -149,11 +180,17 @@ impl Uploader {
                 }
                 (Writer::Cuda(_), None) => unreachable!("`new` gave each device a queue"),
                 (Writer::Host(writer), _) => {
+                    let before = self.copies;
                     for segment in of_arena {
                         let start = segment.slot_offset as usize;
                         let piece = &pending.slot.bytes()[start..start + segment.bytes as usize];
                         writer.write(segment.tensor, segment.tensor_offset, piece);
                         self.copies += 1;
+                    }
+                    if let Some((trace, started)) = started {
+                        let copies = self.copies - before;
+                        let copying = Copying::new(None, started, copies, own, segments);
+                        trace.copied_here(own, read, &copying);
                     }
                 }
             }
@@ -162,11 +199,37 @@ impl Uploader {
         Ok(self.take_if_drained(index))
     }
 
+    /// Puts what has completed on the timeline.
+    fn tell(&mut self, completion: &Completion) {
+        let (Some(trace), Some(pending)) = (&mut self.trace, &mut self.pending[completion.slot()])
+        else {
+            return;
+        };
+        // Those of one queue complete in order.
+        let is_it = |copying: &Copying| copying.queue == Some(completion.queue());
+        if let Some(first) = pending.copying.iter().position(is_it) {
+            let copying = pending.copying.remove(first);
+            let device = self.queues[completion.queue()].context().name();
+            let result = completion.result();
+            trace.copied(
+                &device,
+                pending.read,
+                &copying,
+                completion.ended(),
+                result.err().as_ref(),
+            );
+        }
+    }
+
     /// The slot, once no device reads from it.
     fn take_if_drained(&mut self, index: usize) -> Option<Drained> {
         let is_drained = |it: &mut Pending| it.devices == 0 && !it.has_failed;
-        let drained = self.pending[index].take_if(is_drained)?;
-        self.in_flight -= 1;
+        let drained = self.pending[index].take_if(is_drained);
+        self.in_flight -= usize::from(drained.is_some());
+        if let Some(trace) = &mut self.trace {
+            trace.in_flight(self.in_flight);
+        }
+        let drained = drained?;
         Some(Drained { slot: drained.slot, read: drained.read })
     }
 
@@ -182,6 +245,7 @@ impl Uploader {
     /// # Errors
     /// [`DeviceError::Copy`] with what the device has reported late.
     pub fn settle(&mut self, completion: Completion) -> Result<Option<Drained>, DeviceError> {
+        self.tell(&completion);
         let index = completion.slot();
         let pending = self.pending[index].as_mut().expect("a slot completes while it is pending");
         pending.devices -= 1;
@@ -250,6 +314,9 @@ impl Drop for Uploader {
         let mut is_certain = true;
         for queue in &mut self.queues {
             is_certain &= queue.drain();
+        }
+        while let Ok(completion) = self.completions.try_recv() {
+            self.tell(&completion);
         }
         if !is_certain {
             // A device may go on reading: nobody else may ever have these slots.

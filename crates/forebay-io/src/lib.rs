@@ -24,6 +24,7 @@ mod ladder;
 mod prefetch;
 mod probe;
 mod schedule;
+mod trace;
 
 pub use cancel::Cancel;
 pub use engine::{
@@ -38,3 +39,4 @@ pub use nix::errno::Errno;
 pub use prefetch::{MappedRange, PrefetchJob, PrefetchOutcome};
 pub use probe::{AlignmentSource, DirectAlignment, Readahead};
 pub use schedule::{ByAccess, Completion, Op, ReadSpec, Schedule};
+pub use trace::{PrefetchTrace, RangeLabels, ReadTrace};

@@ -17,6 +17,7 @@ use crate::cancel::{CANCEL_POLL, Cancel};
 use crate::failure::{FailureKind, ReadFailure};
 use crate::file::ModelFile;
 use crate::ladder::{Rung, Step, StepAt};
+use crate::trace::PrefetchTrace;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use forebay_mem::{Expect, FileMapping};
 use nix::errno::Errno;
@@ -58,6 +59,8 @@ pub struct PrefetchJob {
     pub cancel: Cancel,
     /// Told how many bytes of the ranges, counted in their order, are resident without a gap.
     pub on_resident: Box<dyn Fn(u64) + Send + Sync>,
+    /// What records it on a timeline, if anything does.
+    pub trace: Option<PrefetchTrace>,
 }
 
 /// What a prefetch did.
@@ -204,7 +207,11 @@ impl Run {
         while let Some(index) = self.claim() {
             self.ask_ahead(index);
             let (MappedRange { file, range }, _) = &self.steps[index];
+            let started = self.job.trace.as_ref().map(|trace| (trace, Instant::now()));
             let brought = self.bring(*file, range, &mut scratch);
+            if let Some((trace, started)) = started {
+                trace.brought(*file, range, &self.job.files[*file], started, brought.is_ok());
+            }
             self.complete(index, brought);
         }
     }

@@ -12,6 +12,7 @@ use crate::warm_up::WarmUp;
 use forebay_device::cuda::DevicePointer;
 use forebay_io::{Cancel, Fault};
 use forebay_mem::numa::NumaPolicy;
+use forebay_trace::Trace;
 use regex::Regex;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -214,6 +215,7 @@ pub(crate) struct Hooks {
     pub(crate) cancel: Cancel,
     pub(crate) progress: Option<ProgressCallback>,
     pub(crate) progress_interval: Option<Duration>,
+    pub(crate) trace: Option<Trace>,
     pub(crate) fault: Option<Box<dyn Fault>>,
     /// When the load began, if that was before its plan was made.
     pub(crate) begun: Option<Instant>,
@@ -381,6 +383,14 @@ impl Loader {
     #[must_use]
     pub fn cancel_with(mut self, cancel: &Cancel) -> Self {
         self.hooks.cancel = cancel.clone();
+        self
+    }
+
+    /// Records what the load does on a timeline: reads, waits, uploads, prefetched pages. What has
+    /// been recorded can be written at any time, however the load ends.
+    #[must_use]
+    pub fn trace(mut self, trace: &Trace) -> Self {
+        self.hooks.trace = Some(trace.clone());
         self
     }
 

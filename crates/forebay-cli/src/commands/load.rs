@@ -2,6 +2,7 @@
 
 use crate::args::LoadArguments;
 use crate::failure::Failure;
+use crate::timeline::Timeline;
 use crate::{interrupt, output};
 use forebay::{LoadReport, Loaded, Loader, Options, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,7 +30,10 @@ pub(crate) fn run(arguments: &LoadArguments) -> Result<(), Failure> {
             let (loaded, samples) = load_sampled(arguments, Duration::from_millis(interval_ms))?;
             (loaded, Some(samples))
         }
-        None => (load(&arguments.model, arguments.policy.options())?, None),
+        None => {
+            let trace = arguments.trace.as_deref();
+            (load(&arguments.model, arguments.policy.options(), trace)?, None)
+        }
     };
     let mut report = loaded.report().clone();
     if arguments.digest {
@@ -45,9 +49,14 @@ pub(crate) fn run(arguments: &LoadArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loads a model with a progress bar, until it is done or somebody presses Ctrl-C.
-pub(crate) fn load(model: &Path, options: Options) -> Result<Loaded, Failure> {
-    load_observed(Loader::new(model).options(options), |_| ())
+/// Loads a model with a progress bar, until it is done or somebody presses Ctrl-C. What it did is
+/// written to `trace`, however it ends.
+pub(crate) fn load(
+    model: &Path,
+    options: Options,
+    trace: Option<&Path>,
+) -> Result<Loaded, Failure> {
+    load_observed(Loader::new(model).options(options), trace, |_| ())
 }
 
 fn load_sampled(
@@ -58,7 +67,7 @@ fn load_sampled(
     let loader = Loader::new(&arguments.model).options(options).progress_interval(interval);
     let (sender, samples) = mpsc::channel();
     let started = Instant::now();
-    let loaded = load_observed(loader, move |progress| {
+    let loaded = load_observed(loader, arguments.trace.as_deref(), move |progress| {
         // The receiver outlives the load.
         let _ = sender.send(Sample(started.elapsed().as_secs_f64(), progress.done_bytes));
     })?;
@@ -74,9 +83,11 @@ fn between_start_and(last: Sample, samples: impl Iterator<Item = Sample>) -> Vec
 }
 
 fn load_observed(
-    loader: Loader,
+    mut loader: Loader,
+    trace: Option<&Path>,
     mut observe: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Loaded, Failure> {
+    let timeline = trace.map(Timeline::create).transpose()?;
     let cancel = interrupt::flag();
     let bar = ProgressBar::no_length().with_style(
         ProgressStyle::with_template(
@@ -85,6 +96,9 @@ fn load_observed(
         .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let shown = bar.clone();
+    if let Some(timeline) = &timeline {
+        loader = loader.trace(timeline.trace());
+    }
     let loaded = loader
         .cancel_with(&cancel)
         .on_progress(move |progress| {
@@ -94,7 +108,13 @@ fn load_observed(
         })
         .load();
     bar.finish_and_clear();
+    let written = timeline.map_or(Ok(()), Timeline::write);
+    if let (Err(_), Err(unwritten)) = (&loaded, &written) {
+        // The verdict is why the load failed.
+        output::notice(&unwritten.as_notice());
+    }
     let loaded = loaded?;
+    written?;
     // Digests and printing leave nothing behind that a signal would have to wait for.
     interrupt::end_at_once();
     if cancel.is_cancelled() { Err(Failure::cancelled()) } else { Ok(loaded) }

@@ -21,7 +21,7 @@ struct Verified {
 pub(crate) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
     // A manifest that can't be read is known before minutes are spent on the load.
     let manifest = if arguments.write { None } else { Some(read(&arguments.manifest)?) };
-    let loaded = load(&arguments.model, arguments.policy.options())?;
+    let loaded = load(&arguments.model, arguments.policy.options(), arguments.trace.as_deref())?;
     let digests = loaded.digests()?;
     let Some(manifest) = manifest else {
         return write(&arguments.manifest, &digests, arguments.json);

@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use forebay_mem::{Draining, Slot};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// The copies out of a slot to one device have completed, or failed: for
 /// [`Uploader::settle`](crate::Uploader::settle).
@@ -25,6 +26,8 @@ pub struct Completion {
     /// Index of the queue.
     queue: usize,
     event: Event,
+    /// When that was heard of.
+    ended: Instant,
     result: Result<(), DriverRefusal>,
 }
 
@@ -35,6 +38,10 @@ impl Completion {
 
     pub(crate) fn queue(&self) -> usize {
         self.queue
+    }
+
+    pub(crate) fn ended(&self) -> Instant {
+        self.ended
     }
 
     pub(crate) fn result(&self) -> Result<(), DriverRefusal> {
@@ -141,8 +148,9 @@ impl CopyQueue {
 fn wait_for_all(waiting: &Receiver<Awaited>, queue: usize, finished: &Sender<Completion>) {
     for Awaited { slot, event } in waiting {
         let result = event.synchronize();
+        let ended = Instant::now();
         // If nobody listens any more, the uploader is being dropped and has the slots.
-        let _ = finished.send(Completion { slot, queue, event, result });
+        let _ = finished.send(Completion { slot, queue, event, ended, result });
     }
 }
 

@@ -10,7 +10,8 @@ use crate::failure::{FailureKind, ReadFailure};
 use crate::fault::Fault;
 use crate::file::ModelFile;
 use crate::ladder::{Access, Performer};
-use crate::schedule::{Op, ReadSpec, Schedule};
+use crate::schedule::{Completion, Op, ReadSpec, Schedule};
+use crate::trace::ReadTrace;
 use crossbeam_channel::Sender;
 use forebay_mem::{FileMapping, Filling, Full, Place, Slab, Slot};
 use nix::errno::Errno;
@@ -21,6 +22,10 @@ use std::time::{Duration, Instant};
 pub use free::FreeSlots;
 pub use threads::THREADS_MAX;
 pub use uring::{UringSupport, uring_support};
+
+/// What waits are called on a timeline.
+const WAITED_FOR_SLOT: &str = "waits for a free slot";
+const WAITED_FOR_READS: &str = "waits to be asked";
 
 /// A slot that holds one whole read of the plan.
 #[derive(Debug)]
@@ -59,6 +64,8 @@ pub struct ReadJob {
     /// By read: what of the file is given back once it has been copied out of a mapping. Rounded
     /// inward, so that pages of which others use a part stay.
     pub reclaim: Vec<Vec<Range<u64>>>,
+    /// What records it on a timeline, if anything does.
+    pub trace: Option<ReadTrace>,
     /// For tests.
     pub fault: Option<Box<dyn Fault>>,
 }
@@ -136,6 +143,29 @@ impl ReadJob {
         }
     }
 
+    /// An operation is handed to the kernel.
+    fn began(&mut self, op: &Op) {
+        if let Some(trace) = &mut self.trace {
+            trace.began(op, &self.files[op.file]);
+        }
+    }
+
+    /// Tells the schedule what became of an operation, and hears what follows.
+    fn complete(&mut self, op: &Op, result: Result<u32, Errno>) -> Completion {
+        let follows = self.schedule.complete(op.slot, result);
+        if let Some(trace) = &mut self.trace {
+            trace.completed(op, result, &follows, &self.schedule);
+        }
+        follows
+    }
+
+    /// Nothing could be read since then, because no slot was free.
+    fn waited_for_slot(&self, since: Instant) {
+        if let Some(trace) = &self.trace {
+            trace.waits().waited(WAITED_FOR_SLOT, since);
+        }
+    }
+
     /// Sleeps until there may be more to read, if that is asked for meanwhile.
     fn wait_for_reads(&self) {
         if let Some(feed) = self.schedule.feed().filter(|feed| feed.is_empty() && !feed.is_over()) {
@@ -143,6 +173,9 @@ impl ReadJob {
             // Heard or not: the state of the feed says what to do.
             let _ = feed.bell().recv_timeout(CANCEL_POLL);
             feed.note_idle(started.elapsed());
+            if let Some(trace) = &self.trace {
+                trace.waits().waited(WAITED_FOR_READS, started);
+            }
         }
     }
 

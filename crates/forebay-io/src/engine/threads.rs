@@ -4,12 +4,13 @@
 //! the lock, and stays with the slot until its read is done. The memory is never shared with the
 //! kernel beyond a call, so there is nothing to drain.
 
-use super::{ReadJob, ReadStats, cancelled, tampered};
+use super::{ReadJob, ReadStats, WAITED_FOR_READS, WAITED_FOR_SLOT, cancelled, tampered};
 use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
 use crate::feed::Feed;
 use crate::ladder::Access;
 use crate::schedule::{Completion, Op, Schedule};
+use crate::trace::ReadTrace;
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded};
 use forebay_mem::{Filling, Slot};
 use nix::errno::Errno;
@@ -96,10 +97,12 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
         let op = lock().schedule.op(slot.index())?;
         return Some((slot, op));
     }
-    let (free, feed) = {
+    let (free, feed, waits) = {
         let job = lock();
-        (job.free.channel().clone(), job.schedule.feed().cloned())
+        let waits = job.trace.as_ref().map(ReadTrace::waits);
+        (job.free.channel().clone(), job.schedule.feed().cloned(), waits)
     };
+    let note = |name, since| waits.iter().for_each(|waits| waits.waited(name, since));
     let mut for_slot = Select::new();
     for_slot.recv(&free);
     for_slot.recv(&shared.all_started);
@@ -126,6 +129,7 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
             Begin::NoSlot => {
                 let _ = for_slot.ready_timeout(CANCEL_POLL);
                 waited += started.elapsed();
+                note(WAITED_FOR_SLOT, started);
             }
             Begin::NoRead => {
                 if let (Ok(1), Some(feed)) = (for_read.ready_timeout(CANCEL_POLL), &feed) {
@@ -135,6 +139,7 @@ fn next(shared: &Shared) -> Option<(Slot<Filling>, Op)> {
                 if let Some(feed) = &feed {
                     feed.note_idle(started.elapsed() / shared.threads);
                 }
+                note(WAITED_FOR_READS, started);
             }
         }
     }
@@ -189,7 +194,7 @@ fn perform_whole_read(shared: &Shared, mut slot: Slot<Filling>, mut op: Op) {
         if job.cancel.is_cancelled() {
             job.schedule.stop(cancelled());
         }
-        match job.schedule.complete(op.slot, result) {
+        match job.complete(&op, result) {
             Completion::Done { read, spec, bytes } => {
                 job.deliver(slot, read, &spec, bytes, op.access);
                 return;
@@ -210,7 +215,8 @@ fn perform(shared: &Shared, slot: &mut Slot<Filling>, op: &Op) -> Result<u32, Er
     let start = op.slot_offset as usize;
     let buffer = &mut slot.buffer()[start..start + op.bytes as usize];
     let (files, mapping, reclaim) = {
-        let job = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut job = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+        job.began(op);
         let mapping = job.mappings.get(op.file).cloned().flatten();
         let reclaim = job.reclaim.get(op.read).cloned().unwrap_or_default();
         (std::sync::Arc::clone(&job.files), mapping, reclaim)

@@ -141,7 +141,10 @@ fn step(
     while !leaving && ring.in_flight < depth && job.schedule.has_next() {
         let Some(slot) = free_slot(job, ring.in_flight == 0, stats) else { break };
         match job.schedule.start(slot.index()) {
-            Some(op) => ring.push(job.aim(slot, op.read), op),
+            Some(op) => {
+                ring.push(job.aim(slot, op.read), op);
+                job.began(&op);
+            }
             // It was taken back meanwhile, or everything has stopped.
             None => {
                 job.free.put_back(slot.abandon());
@@ -177,6 +180,7 @@ fn free_slot(job: &mut ReadJob, wait: bool, stats: &mut ReadStats) -> Option<Slo
         if let Some(feed) = job.schedule.feed() {
             feed.note_waited(started.elapsed());
         }
+        job.waited_for_slot(started);
     }
     if matches!(taken, Err(RecvTimeoutError::Disconnected)) {
         job.schedule.stop(ReadFailure::general(FailureKind::ReceiverGone));
@@ -194,7 +198,7 @@ fn settle(
 ) {
     let Some(op) = ring.ops[slot.index()].take() else { return };
     let result = tampered(&mut job.fault, &op, result, &mut slot);
-    match job.schedule.complete(op.slot, result) {
+    match job.complete(&op, result) {
         Completion::Done { read, spec, bytes } => {
             job.deliver(slot, read, &spec, bytes, op.access);
         }

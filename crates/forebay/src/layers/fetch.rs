@@ -17,6 +17,7 @@ use forebay_device::cuda::Context;
 use forebay_format::Catalog;
 use forebay_io::{Cancel, Fault};
 use forebay_mem::PageLock;
+use forebay_trace::Trace;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::future::Future;
@@ -34,6 +35,7 @@ pub struct FetcherBuilder {
     budget: Option<u64>,
     policy: Box<dyn CachePolicy>,
     cancel: Cancel,
+    trace: Option<Trace>,
     fault: Option<Box<dyn Fault>>,
 }
 
@@ -64,6 +66,13 @@ impl FetcherBuilder {
     #[must_use]
     pub fn cancel_with(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();
+        self
+    }
+
+    /// Records reads and uploads on a timeline.
+    #[must_use]
+    pub fn trace(mut self, trace: &Trace) -> Self {
+        self.trace = Some(trace.clone());
         self
     }
 
@@ -176,12 +185,13 @@ impl Fetcher {
             budget: None,
             policy: Box::new(Lru::default()),
             cancel: Cancel::default(),
+            trace: None,
             fault: None,
         }
     }
 
     fn start(builder: FetcherBuilder) -> Result<Self, Error> {
-        let FetcherBuilder { path, options, budget, policy, cancel, fault } = builder;
+        let FetcherBuilder { path, options, budget, policy, cancel, trace, fault } = builder;
         let model = Model::open(&path)?;
         let units: Vec<usize> = (0..model.catalog().tensors().len()).collect();
         let plan = Arc::new(Plan::for_stream(&model, &options, &units)?);
@@ -206,6 +216,7 @@ impl Fetcher {
             target: &target,
             mappings: &mappings,
             pool_bytes: budget,
+            trace: trace.as_ref(),
             fault,
         };
         let mut made = None;

@@ -1,7 +1,7 @@
 //! The threads of a stream, their memory, and how they end.
 
 use super::stream::HostDevice;
-use super::supply::{Command, Counters, Failure, Reports, State, Supply, SupplyOutcome};
+use super::supply::{Command, Counters, Failure, Reports, State, Supply, SupplyOutcome, TagLabels};
 use crate::error::{Error, ReadContext};
 use crate::numa;
 use crate::pipeline::{
@@ -10,8 +10,9 @@ use crate::pipeline::{
 use crate::plan::{ArenaKind, Plan};
 use crossbeam_channel::{Sender, bounded, unbounded};
 use forebay_device::cuda::{self, Context, CudaArena, HostRegistration};
-use forebay_device::{ArenaLayout, DeviceError, Pool, Uploader, Writer};
-use forebay_io::{Cancel, FailureKind, Fault, Feed, Filled, ReadJob, ReadOutcome};
+use forebay_device::{ArenaLayout, DeviceError, Pool, UploadTrace, Uploader, Writer};
+use forebay_io::{Cancel, FailureKind, Fault, Feed, Filled, ReadJob, ReadOutcome, ReadTrace};
+use forebay_trace::Trace;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -70,6 +71,8 @@ pub(super) struct Setup<'stream> {
     pub(super) target: &'stream Target,
     pub(super) mappings: &'stream Mappings,
     pub(super) pool_bytes: u64,
+    /// Where what is done is recorded, if it is.
+    pub(super) trace: Option<&'stream Trace>,
     pub(super) fault: Option<Box<dyn Fault>>,
 }
 
@@ -95,7 +98,7 @@ impl Running {
         cancel: &Cancel,
         reports: impl FnOnce(HostDevice) -> Box<dyn Reports>,
     ) -> Result<Self, Error> {
-        let Setup { plan, contexts, target, mappings, pool_bytes, fault } = setup;
+        let Setup { plan, contexts, target, mappings, pool_bytes, trace, fault } = setup;
         // The caller's flag may serve others too: ending this one must not set it.
         let cancel = cancel.child();
         let (returned_sender, returned) = bounded(1);
@@ -119,7 +122,11 @@ impl Running {
             _ => None,
         };
         let StagingMemory { slab, free_sender, free, pinned } = StagingMemory::new(plan, contexts)?;
-        let uploader = Uploader::new(target.empty()?, slab.slots())?;
+        let mut uploader = Uploader::new(target.empty()?, slab.slots())?;
+        let labels = trace.map(|_| TagLabels::default());
+        if let (Some(trace), Some(labels)) = (trace, &labels) {
+            uploader.record(UploadTrace::new(trace, labels.lookup(), Vec::new()));
+        }
         let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
         let (orders, commands) = unbounded();
         let feed = Feed::default();
@@ -135,6 +142,7 @@ impl Running {
             returned,
             reports: reports(host_device),
             counters: Arc::clone(&counters),
+            labels: labels.clone(),
             state: State::default(),
         };
         let job = ReadJob {
@@ -149,6 +157,9 @@ impl Running {
             queue_depth: plan.staging.queue_depth,
             buffered_by_workers: buffered_by_workers(plan),
             reclaim: Vec::new(),
+            trace: trace
+                .zip(labels.as_ref())
+                .map(|(trace, labels)| ReadTrace::new(trace, labels.lookup())),
             fault,
         };
         let mut running = Self {

@@ -21,6 +21,7 @@ use forebay_device::cuda::{ComputeStream, Context, DeviceInfo, HostRegistration}
 use forebay_device::{BayArena, DeviceError};
 use forebay_io::{Cancel, Fault};
 use forebay_mem::{PageLock, memory_at_hand};
+use forebay_trace::{Arg, Trace};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -31,6 +32,8 @@ use std::time::{Duration, Instant};
 const DEVICE_SHARE_LEFT: u64 = 10;
 /// Of the memory at hand, `auto` takes this much for a host tier, and for a stand-in device.
 const HOST_SHARE: u64 = 2;
+/// Waits shorter than this are none: what was waited for was there.
+const WAIT_MIN: Duration = Duration::from_micros(5);
 /// A split that is predicted to take less than this share of the time is worth reading anew for.
 const WORTH_IT: f64 = 0.9;
 
@@ -43,6 +46,7 @@ pub struct LayerStreamBuilder {
     grouping: Option<Box<Grouping>>,
     passes: Option<u64>,
     cancel: Cancel,
+    trace: Option<Trace>,
     fault: Option<Box<dyn Fault>>,
 }
 
@@ -91,6 +95,13 @@ impl LayerStreamBuilder {
     #[must_use]
     pub fn cancel_with(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();
+        self
+    }
+
+    /// Records reads, uploads, waits and layers on a timeline.
+    #[must_use]
+    pub fn trace(mut self, trace: &Trace) -> Self {
+        self.trace = Some(trace.clone());
         self
     }
 
@@ -149,6 +160,7 @@ pub struct LayerStream {
     split: Split,
     why: Vec<String>,
     cancel: Cancel,
+    trace: Option<Trace>,
     running: Running,
     landed: Receiver<Landed>,
     host_device: HostDevice,
@@ -218,12 +230,14 @@ impl LayerStream {
             grouping: None,
             passes: None,
             cancel: Cancel::default(),
+            trace: None,
             fault: None,
         }
     }
 
     fn start(builder: LayerStreamBuilder) -> Result<Self, Error> {
-        let LayerStreamBuilder { path, options, grouping, passes, cancel, fault, .. } = builder;
+        let LayerStreamBuilder { path, options, grouping, passes, cancel, trace, fault, .. } =
+            builder;
         let warm_up = WarmUp::begin(&options);
         let model = Model::open(&path)?;
         let names = model.catalog().tensors().iter().map(|tensor| tensor.name.as_str());
@@ -251,6 +265,7 @@ impl LayerStream {
             target: &target,
             mappings: &mappings,
             pool_bytes: split.device_bytes(&sizes),
+            trace: trace.as_ref(),
             fault,
         };
         let (running, landed, host_device) = start(setup, &cancel)?;
@@ -268,6 +283,7 @@ impl LayerStream {
             split,
             why: Vec::new(),
             cancel,
+            trace,
             running,
             landed,
             host_device,
@@ -318,6 +334,10 @@ impl LayerStream {
         self.next += 1;
         let now = Instant::now();
         self.clock.waited += now - asked;
+        if let Some(trace) = self.trace.as_ref().filter(|_| now - asked >= WAIT_MIN) {
+            let row = trace.track("layers", "waiting");
+            trace.span(row, self.units[unit].name.clone(), asked, now, Vec::new());
+        }
         self.clock.handed_out = Some((unit, now));
         let held = (self.split.tiers[unit] != Tier::Resident).then(Arc::default);
         self.held.extend(held.as_ref().map(Arc::downgrade));
@@ -456,6 +476,11 @@ impl LayerStream {
     fn note_computed(&mut self) {
         if let Some((unit, since)) = self.clock.handed_out.take() {
             self.clock.compute[unit] = since.elapsed();
+            if let Some(trace) = &self.trace {
+                let row = trace.track("layers", "computing");
+                let args = vec![Arg::new("pass", self.pass)];
+                trace.span(row, self.units[unit].name.clone(), since, Instant::now(), args);
+            }
         }
     }
 
@@ -550,6 +575,7 @@ impl LayerStream {
             target: &self.target,
             mappings: &self.mappings,
             pool_bytes: split.device_bytes(&self.sizes),
+            trace: self.trace.as_ref(),
             fault: None,
         };
         (self.running, self.landed, self.host_device) = start(setup, &self.cancel)?;

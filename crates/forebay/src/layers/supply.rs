@@ -10,15 +10,16 @@
 //! ```
 
 use crate::error::Error;
-use crate::pipeline::check_identities;
+use crate::pipeline::{check_identities, label};
 use crate::plan::Plan;
 use crossbeam_channel::{Receiver, Sender, select};
 use forebay_device::{ArenaLayout, BayArena, DeviceError, Drained, Pool, Segment, Uploader};
 use forebay_io::{Feed, Filled, ReadSpec};
 use forebay_mem::{Free, Full, Slot};
+use forebay_trace::{Label, Labels, Text};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longer than anybody waits for nothing.
@@ -150,7 +151,32 @@ pub(super) struct Supply {
     pub(super) returned: Receiver<()>,
     pub(super) reports: Box<dyn Reports>,
     pub(super) counters: Arc<Counters>,
+    /// What reads are called on a timeline, where there is one.
+    pub(super) labels: Option<TagLabels>,
     pub(super) state: State,
+}
+
+/// What reads under way are called on a timeline, by the number that they are fed with.
+#[derive(Clone, Default)]
+pub(super) struct TagLabels(Arc<Mutex<Vec<Option<Label>>>>);
+
+impl TagLabels {
+    pub(super) fn lookup(&self) -> Labels {
+        let labels = Arc::clone(&self.0);
+        Arc::new(move |tag: usize| {
+            let labels = labels.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = labels.get(tag).and_then(Clone::clone);
+            known.unwrap_or_else(|| Label { name: Text::from("a read"), args: Vec::new() })
+        })
+    }
+
+    fn set(&self, tag: usize, label: Label) {
+        let mut labels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if labels.len() <= tag {
+            labels.resize_with(tag + 1, || None);
+        }
+        labels[tag] = Some(label);
+    }
 }
 
 /// What it keeps in mind.
@@ -323,14 +349,25 @@ impl Supply {
             let reads = work.reads.iter().enumerate();
             let tagged = reads.map(|(read, (spec, _))| (self.state.tag(index, read), *spec));
             let tagged: Vec<_> = tagged.collect();
+            tagged.iter().for_each(|&(tag, _)| self.name(tag, &work));
             self.feed.push(priority, tagged);
             return;
         }
         debug_assert_eq!(kept.len(), work.reads.len());
         for (read, slot) in kept {
             let tag = self.state.tag(index, read);
+            self.name(tag, &work);
             self.state.replays.push_back((tag, slot));
         }
+    }
+
+    /// Says what a read is called.
+    fn name(&self, tag: usize, work: &Work) {
+        let (Some(labels), Some((_, read))) = (&self.labels, self.state.tags[tag]) else { return };
+        let mut tensors: Vec<usize> =
+            work.reads[read].1.iter().map(|segment| work.tensors[segment.tensor]).collect();
+        tensors.dedup();
+        labels.set(tag, label(self.plan.model.catalog(), &tensors));
     }
 
     fn take(&mut self, Filled { read: tag, slot }: Filled) -> Result<(), End> {

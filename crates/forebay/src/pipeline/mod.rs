@@ -18,6 +18,7 @@ mod memory;
 mod settle;
 mod staging;
 mod threads;
+mod timeline;
 mod upload;
 
 use crate::error::Error;
@@ -42,11 +43,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use threads::{Joined, Threads, Work};
+use timeline::Timeline;
 use upload::{Landed, UploadJob, UploadOutcome};
 
 pub(crate) use memory::{Contexts, Mappings, contexts, map_files};
 pub(crate) use settle::check_identities;
 pub(crate) use staging::Staging as StagingMemory;
+pub(crate) use timeline::label;
 
 /// How far a load has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +87,8 @@ pub struct Load {
     pinned: Option<cuda::Staging>,
     locked: LockReport,
     numa: Vec<String>,
+    /// Where the load is recorded.
+    timeline: Option<Timeline>,
     outcome: Option<Outcome>,
     failed: bool,
 }
@@ -132,9 +137,10 @@ fn told_placed(staging: &cuda::Staging) -> impl Iterator<Item = String> {
 impl Load {
     pub(crate) fn start(plan: &Plan, hooks: Hooks) -> Result<Self, Error> {
         let started = Instant::now();
-        let Hooks { cancel, progress, progress_interval, fault, begun } = hooks;
+        let Hooks { cancel, progress, progress_interval, trace, fault, begun } = hooks;
         let planned = plan.model.open_time() + plan.plan_time;
         let before = begun.map_or(planned, |begun| started - begun);
+        let timeline = trace.map(|trace| Timeline::new(&trace, plan, started - before, started));
         let waited = before.saturating_sub(planned);
         // The caller's flag may serve other loads too: ending this one must not set it.
         let cancel = cancel.child();
@@ -152,7 +158,10 @@ impl Load {
         let tensors = Arc::new(Tensors::new(plan, &mappings, &arenas, lock, resident));
         let StagingMemory { slab, free_sender, free, pinned } =
             StagingMemory::new(plan, &contexts)?;
-        let uploader = Uploader::new(writers, slab.slots())?;
+        let mut uploader = Uploader::new(writers, slab.slots())?;
+        if let Some(timeline) = &timeline {
+            uploader.record(timeline.of_uploads(plan));
+        }
         let device_time =
             if contexts.is_empty() { Duration::ZERO } else { waited + started.elapsed() };
         let host_arenas: Vec<_> = arenas.iter().filter_map(Arena::host).cloned().collect();
@@ -170,6 +179,7 @@ impl Load {
             reads_end,
             cancel: cancel.clone(),
             on_resident: bring::announcer(plan, &tensors, &landed_sender, &placed_bytes),
+            trace: timeline.as_ref().map(|timeline| timeline.of_prefetch(plan)),
         });
         let upload = UploadJob {
             uploader,
@@ -178,6 +188,7 @@ impl Load {
             free: free_sender,
             landed: landed_sender,
             placed_bytes: Arc::clone(&placed_bytes),
+            waits: timeline.as_ref().map(Timeline::of_waits),
         };
         let job = ReadJob {
             files: Arc::clone(plan.model.files()),
@@ -191,12 +202,14 @@ impl Load {
             queue_depth: plan.staging.queue_depth,
             buffered_by_workers: buffered_by_workers(plan),
             reclaim: reclaimable(plan),
+            trace: timeline.as_ref().map(Timeline::of_reads),
             fault,
         };
         let tensors_of_work = Arc::clone(&tensors);
         let work =
             Work { read: job, reads, upload, bring, arenas: host_arenas, tensors: tensors_of_work };
         let threads = Threads::spawn(work, plan, &cancel)?;
+        timeline.iter().for_each(|timeline| timeline.note_ready(started));
         let mut load = Self {
             plan: plan.clone(),
             started,
@@ -214,6 +227,7 @@ impl Load {
             pinned,
             locked,
             numa,
+            timeline,
             outcome: None,
             failed: false,
         };
@@ -303,6 +317,8 @@ impl Load {
     /// Joins the threads and finds out how it went.
     fn settle(&mut self) -> Result<(), Error> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
+        // The load has taken until this function returns.
+        let _timeline = self.timeline.take();
         let Joined { read, upload, prefetch } = threads.join(&self.cancel)?;
         if upload.failure.is_some() {
             // Pinned memory would keep a context that is lost.

@@ -1,5 +1,6 @@
 //! The uploader's thread: full slots in, free slots and landed tensors out.
 
+use super::timeline::Waits;
 use crate::plan::{ArenaPlan, Home, Plan};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use forebay_device::{DeviceError, Drained, Segment, Uploader};
@@ -59,6 +60,8 @@ pub(super) struct UploadJob {
     pub(super) free: Sender<Slot<Free>>,
     pub(super) landed: Sender<Landed>,
     pub(super) placed_bytes: Arc<AtomicU64>,
+    /// What records them on a timeline, if anything does.
+    pub(super) waits: Option<Waits>,
 }
 
 /// What the uploader did.
@@ -102,7 +105,10 @@ impl UploadJob {
             select! {
                 recv(full) -> filled => {
                     let now = Instant::now();
-                    outcome.waited_for_read += idle_since.map_or(Duration::ZERO, |since| now - since);
+                    if let Some(since) = idle_since {
+                        outcome.waited_for_read += now - since;
+                        self.waits.iter().for_each(|waits| waits.waited_for_read(since, now));
+                    }
                     match filled {
                         Ok(filled) => {
                             busy_since.get_or_insert(now);

@@ -5,7 +5,7 @@ use super::{Pass, Report, is_emulated};
 use crate::args::{Experts, StreamArguments};
 use crate::failure::Failure;
 use crate::{interrupt, output};
-use forebay::{Fetch, Fetcher, ModelSummary, PassReport, TierBytes};
+use forebay::{Fetch, Fetcher, ModelSummary, PassReport, TierBytes, Trace};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,19 @@ struct Layer {
     count: u64,
 }
 
-pub(super) fn run(arguments: &StreamArguments, experts: &Experts) -> Result<Report, Failure> {
+pub(super) fn run(
+    arguments: &StreamArguments,
+    experts: &Experts,
+    trace: Option<&Trace>,
+) -> Result<Report, Failure> {
     let cancel = interrupt::flag();
     let mut builder =
         Fetcher::builder(&arguments.model).options(arguments.policy.options()).cancel_with(&cancel);
     if let Some(bytes) = arguments.vram_budget.bytes() {
         builder = builder.device_budget(bytes);
+    }
+    if let Some(trace) = trace {
+        builder = builder.trace(trace);
     }
     let fetcher = builder.start()?;
     let layers = layers(&fetcher);

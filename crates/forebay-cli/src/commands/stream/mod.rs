@@ -8,10 +8,11 @@ mod products;
 
 use crate::args::StreamArguments;
 use crate::failure::Failure;
+use crate::timeline::Timeline;
 use crate::{interrupt, output, size};
 use forebay::{
     DeviceContext, FallbackReport, FetchStats, LayerStream, ModelSummary, PassReport, StreamReport,
-    TierBytes,
+    TierBytes, Trace,
 };
 use products::{Checksum, Products};
 use serde::Serialize;
@@ -47,15 +48,24 @@ struct Pass {
 }
 
 pub(crate) fn run(arguments: &StreamArguments) -> Result<(), Failure> {
+    let timeline = arguments.trace.as_deref().map(Timeline::create).transpose()?;
+    let trace = timeline.as_ref().map(Timeline::trace);
     let report = match &arguments.experts {
-        Some(experts) => experts::run(arguments, experts)?,
-        None => layers(arguments)?,
+        Some(experts) => experts::run(arguments, experts, trace),
+        None => layers(arguments, trace),
     };
+    let written = timeline.map_or(Ok(()), Timeline::write);
+    if let (Err(_), Err(unwritten)) = (&report, &written) {
+        // The verdict is why the stream failed.
+        output::notice(&unwritten.as_notice());
+    }
+    let report = report?;
+    written?;
     if arguments.json { output::json(&report) } else { show(&report) }
 }
 
 /// All layers, in turn.
-fn layers(arguments: &StreamArguments) -> Result<Report, Failure> {
+fn layers(arguments: &StreamArguments, trace: Option<&Trace>) -> Result<Report, Failure> {
     let cancel = interrupt::flag();
     let mut builder = LayerStream::builder(&arguments.model)
         .options(arguments.policy.options())
@@ -66,6 +76,9 @@ fn layers(arguments: &StreamArguments) -> Result<Report, Failure> {
     }
     if let Some(bytes) = arguments.host_budget.bytes() {
         builder = builder.host_budget(bytes);
+    }
+    if let Some(trace) = trace {
+        builder = builder.trace(trace);
     }
     let mut stream = builder.start()?;
     let mut products = Products::new(stream.context(), arguments)?;
