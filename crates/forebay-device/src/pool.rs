@@ -162,6 +162,10 @@ impl FreeRanges {
 
     /// The first that is long enough.
     fn take(&mut self, bytes: u64) -> Option<Range<u64>> {
+        if bytes == 0 {
+            // Nothing has room in a pool that is full, too.
+            return Some(0..0);
+        }
         // What follows starts at a multiple of the alignment again.
         let taken = TENSOR_ALIGNMENT.up(bytes)?;
         let fits = |&(_, &free): &(&u64, &u64)| free >= bytes;
@@ -217,6 +221,8 @@ mod tests {
                         };
                         prop_assert!(taken.iter().all(apart));
                         taken.push(range);
+                    } else {
+                        prop_assert!(number > 0, "nothing takes no room");
                     }
                 } else if !taken.is_empty() {
                     let index = usize::try_from(number).unwrap() % taken.len();

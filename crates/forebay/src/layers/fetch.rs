@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 /// Says what to fetch from and how, then starts.
@@ -152,16 +152,21 @@ struct State {
     tickets: HashMap<u64, Piece>,
     next_ticket: u64,
     policy: Box<dyn CachePolicy>,
-    /// Their memory comes back when they are no longer used.
-    leaving: Vec<Leaving>,
+    /// Whether pieces are lent.
+    has_lent: bool,
     stats: FetchStats,
     /// The threads have ended.
     has_ended: bool,
 }
 
 enum Entry {
-    Coming { ticket: u64, waiting: Vec<Arc<Mutex<Waiting>>> },
+    Coming {
+        ticket: u64,
+        waiting: Vec<Arc<Mutex<Waiting>>>,
+    },
     There(Arc<Tensors>),
+    /// Given up for want of room, and there as long as somebody uses it.
+    Lent(Weak<Tensors>),
 }
 
 /// One fetch that waits.
@@ -205,7 +210,7 @@ impl Fetcher {
             tickets: HashMap::new(),
             next_ticket: 0,
             policy,
-            leaving: Vec::new(),
+            has_lent: false,
             stats: FetchStats::default(),
             has_ended: false,
         };
@@ -217,6 +222,7 @@ impl Fetcher {
             mappings: &mappings,
             pool_bytes: budget,
             trace: trace.as_ref(),
+            reserved: Vec::new(),
             fault,
         };
         let mut made = None;
@@ -261,6 +267,12 @@ impl Fetcher {
                 others.push(Arc::clone(&waiting));
                 true
             }
+            Some(Entry::Lent(lent)) => {
+                let tensors = lent.upgrade();
+                let is_there = tensors.is_some();
+                lock(&waiting).tensors = tensors;
+                is_there
+            }
             None => false,
         };
         if is_hit {
@@ -268,7 +280,10 @@ impl Fetcher {
         } else {
             state.next_ticket += 1;
             let coming = Entry::Coming { ticket, waiting: vec![Arc::clone(&waiting)] };
-            state.pieces.insert(piece.clone(), coming);
+            if state.pieces.insert(piece.clone(), coming).is_some() {
+                // It was lent, and has gone.
+                state.stats.evicted += 1;
+            }
             state.tickets.insert(ticket, piece.clone());
         }
         drop(state);
@@ -276,7 +291,7 @@ impl Fetcher {
         if let Some(orders) = orders.as_ref().filter(|_| !is_hit) {
             let bay_bytes = layout.bytes;
             let work = Arc::new(self.work(piece.tensor, &entry, layout));
-            let order = Order { ticket, work, bay_bytes, priority, shelf: None };
+            let order = Order { ticket, work, bay_bytes, priority, shelf: None, reserved: None };
             // If the thread has ended, whoever waits for what it brings is told so.
             let _ = orders.send(Command::Bring(order));
         }
@@ -355,7 +370,13 @@ impl Fetcher {
         let slices = slices(&catalog.tensors()[tensor]);
         let is_reordered = catalog.metadata().get(&format!("ptd.dim_order.{name}")).is_some();
         let is_whole = range == (0..slices);
-        if range.start > range.end || range.end > slices || (is_reordered && !is_whole) {
+        let has_bytes = catalog.tensors()[tensor].bytes;
+        if !is_whole && !has_bytes.is_multiple_of(slices.max(1)) {
+            let cause = format!("a slice of '{name}' is no number of whole bytes");
+            return Err(refuse(&cause, "ask for the whole tensor"));
+        }
+        let is_one = is_reordered || catalog.tensors()[tensor].shape.is_empty();
+        if range.start > range.end || range.end > slices || (is_one && !is_whole) {
             let cause = format!(
                 "'{name}' has {slices} slices{}, and {}..{} are wanted",
                 if is_reordered { " in an order of their own" } else { "" },
@@ -438,43 +459,19 @@ impl Reports for Lands {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    fn make_room(&mut self, bytes: u64) -> bool {
+    fn make_room(&mut self) -> bool {
         let mut state = lock(&self.0.state);
-        state.leaving.retain(|leaving| (leaving.is_alive)());
         if state.evict(true) {
             return true;
         }
-        // What is in use comes back when it no longer is: enough of it is given up for that.
-        while state.leaving.iter().map(|leaving| leaving.bytes).sum::<u64>() < bytes {
-            if !state.evict(false) {
-                break;
-            }
-        }
-        false
+        // Whatever is in use comes back when it no longer is: whose user is done first, nobody knows.
+        while state.evict(false) {}
+        // What a user has let go of meanwhile, nobody tells.
+        state.evict(true)
     }
-}
 
-/// Given up, and still in use.
-struct Leaving {
-    bytes: u64,
-    is_alive: Box<dyn Fn() -> bool + Send>,
-}
-
-impl Leaving {
-    fn new(tensors: &Tensors) -> Option<Self> {
-        let bytes = tensors.entries.as_ref()?.first()?.bytes;
-        let TensorMemory::Arena { part, .. } = tensors.memory.first()? else { return None };
-        let is_alive: Box<dyn Fn() -> bool + Send> = match part {
-            HeldPart::Host { arena, .. } => {
-                let arena = Arc::downgrade(arena);
-                Box::new(move || arena.strong_count() > 0)
-            }
-            HeldPart::Cuda { arena, .. } => {
-                let arena = Arc::downgrade(arena);
-                Box::new(move || arena.strong_count() > 0)
-            }
-        };
-        Some(Self { bytes, is_alive })
+    fn has_room(&mut self) {
+        lock(&self.0.state).take_back_lent();
     }
 }
 
@@ -495,10 +492,10 @@ fn is_idle(tensors: &Arc<Tensors>) -> bool {
 impl State {
     /// Lets the policy choose one that goes; `false` if there is none, or it chooses none.
     fn evict(&mut self, idle: bool) -> bool {
-        let Self { pieces, policy, leaving, stats, .. } = self;
+        let Self { pieces, policy, has_lent, stats, .. } = self;
         let is_wanted = |entry: &Entry| match entry {
             Entry::There(tensors) => is_idle(tensors) == idle,
-            Entry::Coming { .. } => false,
+            Entry::Coming { .. } | Entry::Lent(_) => false,
         };
         let candidates = pieces.iter().filter(|(_, entry)| is_wanted(entry));
         let mut candidates: Vec<Piece> = candidates.map(|(piece, _)| piece.clone()).collect();
@@ -509,12 +506,33 @@ impl State {
         }
         let victim = policy.victim(&candidates).and_then(|index| candidates.get(index));
         let Some(victim) = victim else { return false };
-        policy.evicted(victim);
-        if let Some(Entry::There(tensors)) = pieces.remove(victim) {
-            leaving.extend(if idle { None } else { Leaving::new(&tensors) });
+        let Some(Entry::There(tensors)) = pieces.remove(victim) else { return false };
+        if idle {
+            policy.evicted(victim);
+            stats.evicted += 1;
+        } else {
+            *has_lent = true;
+            pieces.insert(victim.clone(), Entry::Lent(Arc::downgrade(&tensors)));
         }
-        stats.evicted += 1;
         true
+    }
+
+    /// Of what was given up, that which is still used stays, now that there is room.
+    fn take_back_lent(&mut self) {
+        if !std::mem::take(&mut self.has_lent) {
+            return;
+        }
+        let Self { pieces, policy, stats, .. } = self;
+        pieces.retain(|piece, entry| {
+            let Entry::Lent(lent) = entry else { return true };
+            let Some(tensors) = lent.upgrade() else {
+                policy.evicted(piece);
+                stats.evicted += 1;
+                return false;
+            };
+            *entry = Entry::There(tensors);
+            true
+        });
     }
 }
 

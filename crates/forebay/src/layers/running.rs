@@ -73,6 +73,8 @@ pub(super) struct Setup<'stream> {
     pub(super) pool_bytes: u64,
     /// Where what is done is recorded, if it is.
     pub(super) trace: Option<&'stream Trace>,
+    /// Bays of that which stays; where that is nothing, 0.
+    pub(super) reserved: Vec<u64>,
     pub(super) fault: Option<Box<dyn Fault>>,
 }
 
@@ -98,11 +100,12 @@ impl Running {
         cancel: &Cancel,
         reports: impl FnOnce(HostDevice) -> Box<dyn Reports>,
     ) -> Result<Self, Error> {
-        let Setup { plan, contexts, target, mappings, pool_bytes, trace, fault } = setup;
+        let Setup { plan, contexts, target, mappings, pool_bytes, reserved, trace, fault } = setup;
         // The caller's flag may serve others too: ending this one must not set it.
         let cancel = cancel.child();
         let (returned_sender, returned) = bounded(1);
         let pool = target.pool(pool_bytes, returned_sender)?;
+        let reserved = reserved.iter().map(|&bytes| pool.take(bytes)).collect();
         let host_device: HostDevice = match (target, pool.region()) {
             (Target::Shared(context), Some(region)) => {
                 let info = plan.devices.get(&context.ordinal());
@@ -135,6 +138,7 @@ impl Running {
             plan: Arc::clone(plan),
             uploader,
             pool,
+            reserved,
             feed: feed.clone(),
             full: full_receiver,
             free: free_sender,
@@ -212,9 +216,10 @@ impl Running {
             let error = Error::Internal("a thread of the stream panicked".to_owned());
             return Ended { read: None, error: Some(error) };
         };
+        // No device copies from it any more.
+        self.pinned = None;
         if matches!(supply.failure, Some(Failure::Device(_))) {
             // Pinned memory would keep a context that is lost.
-            self.pinned = None;
             cuda::release_staging();
         }
         let error = self.error(&read, supply, is_asked);

@@ -169,14 +169,16 @@ pub struct LayerStream {
     resident: Vec<Option<Arc<Tensors>>>,
     /// Of those that stay: whether they have been ordered.
     is_ordered: Vec<bool>,
-    /// Layers that were handed out and take up a bay.
-    held: Vec<Weak<()>>,
+    /// Layers that were handed out and take up a bay, as long as a tensor of theirs is held.
+    held: Vec<Weak<Tensors>>,
     passes: Option<u64>,
     pass: u64,
     next: usize,
     /// The first ticket that has not been ordered.
     ordered: u64,
     clock: Clock,
+    /// When the first layers were ordered, until the first pass is begun.
+    started: Option<Instant>,
     reports: Vec<PassReport>,
     may_retune: bool,
     has_failed: bool,
@@ -266,6 +268,7 @@ impl LayerStream {
             mappings: &mappings,
             pool_bytes: split.device_bytes(&sizes),
             trace: trace.as_ref(),
+            reserved: split.reserved(&sizes),
             fault,
         };
         let (running, landed, host_device) = start(setup, &cancel)?;
@@ -294,6 +297,7 @@ impl LayerStream {
             next: 0,
             ordered: 0,
             clock: Clock::default(),
+            started: Some(Instant::now()),
             reports: Vec::new(),
             has_failed: false,
             fallbacks: Vec::new(),
@@ -339,10 +343,9 @@ impl LayerStream {
             trace.span(row, self.units[unit].name.clone(), asked, now, Vec::new());
         }
         self.clock.handed_out = Some((unit, now));
-        let held = (self.split.tiers[unit] != Tier::Resident).then(Arc::default);
-        self.held.extend(held.as_ref().map(Arc::downgrade));
         let tier = self.split.tiers[unit];
-        Ok(Some(Layer { unit: Arc::clone(&self.units[unit]), tensors, tier, _held: held }))
+        self.held.extend((tier != Tier::Resident).then(|| Arc::downgrade(&tensors)));
+        Ok(Some(Layer { unit: Arc::clone(&self.units[unit]), tensors, tier }))
     }
 
     /// How many layers a pass has, what lies before and behind them included.
@@ -456,19 +459,21 @@ impl LayerStream {
                 _ => self.split.bay_bytes,
             };
             let shelf = (tier == Tier::Host).then_some(unit);
+            let reserved = (tier == Tier::Resident).then_some(unit);
             let work = Arc::clone(&self.units[unit].work);
-            let order = Order { ticket, work, bay_bytes, priority: 0, shelf };
+            let order = Order { ticket, work, bay_bytes, priority: 0, shelf, reserved };
             self.running.order(Command::Bring(order));
         }
     }
 
     fn begin_pass(&mut self) {
-        self.clock = Clock {
-            pass_began: Some(Instant::now()),
-            compute: vec![Duration::ZERO; self.units.len()],
-            before: Snapshot::of(&self.running),
-            ..Clock::default()
+        // The first one began with the stream: its layers have been on their way since then.
+        let (began, before) = match self.started.take() {
+            Some(started) => (started, Snapshot::default()),
+            None => (Instant::now(), Snapshot::of(&self.running)),
         };
+        let compute = vec![Duration::ZERO; self.units.len()];
+        self.clock = Clock { pass_began: Some(began), compute, before, ..Clock::default() };
         // The end of this pass decides what the next one brings, if anything is still to be tried.
         self.order_up_to(if self.may_retune { self.pass + 1 } else { self.pass + 2 });
     }
@@ -543,8 +548,10 @@ impl LayerStream {
             compute.as_secs_f64()
         ));
         self.held.retain(|held| held.strong_count() > 0);
+        let mut resident = self.resident.iter().flatten();
+        let is_held = !self.held.is_empty() || resident.any(|it| Arc::strong_count(it) > 1);
         // The memory of layers that are held can't be split anew.
-        if !self.held.is_empty() || better == self.split || then >= as_is.mul_f64(WORTH_IT) {
+        if is_held || better == self.split || then >= as_is.mul_f64(WORTH_IT) {
             self.why.push(format!(
                 "{} bays stay: a pass is to take {:.3} s, and {:.3} s at best",
                 self.split.depth,
@@ -560,9 +567,12 @@ impl LayerStream {
 
     /// Begins anew with another split.
     fn restart(&mut self, split: Split) -> Result<(), Error> {
+        // Until the next one has been started.
+        self.has_failed = true;
         self.end_running()?;
         self.arrived.clear();
         while self.landed.try_recv().is_ok() {}
+        self.host_device = None;
         self.resident.fill(None);
         self.is_ordered.fill(false);
         let mut plan = Plan::clone(&self.plan);
@@ -576,10 +586,12 @@ impl LayerStream {
             mappings: &self.mappings,
             pool_bytes: split.device_bytes(&self.sizes),
             trace: self.trace.as_ref(),
+            reserved: split.reserved(&self.sizes),
             fault: None,
         };
         (self.running, self.landed, self.host_device) = start(setup, &self.cancel)?;
         self.split = split;
+        self.has_failed = false;
         self.held.clear();
         self.ordered = self.pass * self.units.len() as u64;
         Ok(())
@@ -778,7 +790,6 @@ pub struct Layer {
     unit: Arc<Unit>,
     tensors: Arc<Tensors>,
     tier: Tier,
-    _held: Option<Arc<()>>,
 }
 
 impl Layer {

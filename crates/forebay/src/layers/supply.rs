@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::pipeline::{check_identities, label};
 use crate::plan::Plan;
 use crossbeam_channel::{Receiver, Sender, select};
-use forebay_device::{ArenaLayout, BayArena, DeviceError, Drained, Pool, Segment, Uploader};
+use forebay_device::{ArenaLayout, Bay, BayArena, DeviceError, Drained, Pool, Segment, Uploader};
 use forebay_io::{Feed, Filled, ReadSpec};
 use forebay_mem::{Free, Full, Slot};
 use forebay_trace::{Label, Labels, Text};
@@ -53,6 +53,8 @@ pub(super) struct Order {
     pub(super) priority: i32,
     /// Where its slots are kept for the next time, if they are.
     pub(super) shelf: Option<usize>,
+    /// Which of the bays that were reserved it takes, if it is one of those that stay.
+    pub(super) reserved: Option<usize>,
 }
 
 /// What the caller wants.
@@ -74,10 +76,13 @@ pub(super) struct Landed {
 pub(super) trait Reports: Send {
     fn landed(&mut self, landed: Landed);
 
-    /// There is no room for the next `bytes`: whether some bay may have come back now.
-    fn make_room(&mut self, _bytes: u64) -> bool {
+    /// There is no room for the next order: whether some bay may have come back now.
+    fn make_room(&mut self) -> bool {
         false
     }
+
+    /// Nothing waits for room.
+    fn has_room(&mut self) {}
 }
 
 impl Reports for Sender<Landed> {
@@ -144,6 +149,8 @@ pub(super) struct Supply {
     pub(super) plan: Arc<Plan>,
     pub(super) uploader: Uploader,
     pub(super) pool: Pool,
+    /// Of what stays, so that the room of what comes and goes is in one piece.
+    pub(super) reserved: Vec<Option<Bay>>,
     pub(super) feed: Feed,
     pub(super) full: Receiver<Filled>,
     pub(super) free: Sender<Slot<Free>>,
@@ -310,8 +317,9 @@ impl Supply {
     /// Gives bays to orders, in turn, as long as there are any.
     fn begin_what_has_room(&mut self) -> Result<(), End> {
         while let Some(order) = self.state.waiting.front() {
-            let Some(bay) = self.pool.take(order.bay_bytes) else {
-                if self.reports.make_room(order.bay_bytes) {
+            let reserved = order.reserved.and_then(|at| self.reserved.get_mut(at)?.take());
+            let Some(bay) = reserved.or_else(|| self.pool.take(order.bay_bytes)) else {
+                if self.reports.make_room() {
                     continue;
                 }
                 break;
@@ -336,6 +344,9 @@ impl Supply {
             } else {
                 self.begin(index, priority);
             }
+        }
+        if self.state.waiting.is_empty() {
+            self.reports.has_room();
         }
         Ok(())
     }

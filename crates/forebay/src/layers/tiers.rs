@@ -123,6 +123,15 @@ impl Split {
         resident + self.bay_bytes * self.depth as u64
     }
 
+    /// Of each unit: the room that it keeps for itself.
+    pub(super) fn reserved(&self, units: &[UnitSize]) -> Vec<u64> {
+        let kept = |(tier, unit): (&Tier, &UnitSize)| match tier {
+            Tier::Resident => aligned(unit.device_bytes),
+            Tier::Host | Tier::Streamed => 0,
+        };
+        self.tiers.iter().zip(units).map(kept).collect()
+    }
+
     pub(super) fn of<'a>(
         &'a self,
         units: &'a [UnitSize],
