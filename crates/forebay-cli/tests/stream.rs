@@ -7,6 +7,7 @@ mod support;
 
 use cuda::run_on;
 use forebay_cuda_emulator::Emulator;
+use forebay_tests::Timeline;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -189,4 +190,80 @@ fn checksums_of_a_device_are_the_same_whatever_the_budget() {
         assert_eq!(checksum(&report), expected, "{more:?}");
         assert!(report["tiers"]["resident_bytes"] != all["tiers"]["resident_bytes"], "{more:?}");
     }
+}
+
+#[test]
+fn a_timeline_has_the_layers_with_their_reads_and_copies() {
+    let folder = scratch();
+    let path = model(folder.path(), "12MiB");
+    let trace = folder.path().join("trace.json");
+    let flags = ["--device", "host", "--vram-budget", "4MiB", "--host-budget", "0"];
+    let report = stream(&path, &[&flags[..], &["--passes", "2", "--trace", text(&trace)]].concat());
+    let timeline = Timeline::read(&trace);
+    let bytes = |group: &str| -> u64 {
+        let spans = timeline.of(group).filter(|span| span.track != "waits");
+        spans.map(|span| span.count("bytes")).sum()
+    };
+    let passes = report["passes"].as_array().unwrap();
+    let of_passes = |key: &str| passes.iter().map(|pass| number(&pass[key])).sum::<u64>();
+    assert_eq!(bytes("reads"), of_passes("read_bytes"));
+    assert_eq!(bytes("uploads"), of_passes("uploaded_bytes"));
+    let computing = timeline.of("layers").filter(|span| span.track == "computing");
+    assert_eq!(computing.count() as u64, 2 * number(&report["layers"]));
+    let named = |span: &forebay_tests::Event| span.name.starts_with("blk.0.");
+    assert!(timeline.of("reads").any(named), "reads are named after their tensors");
+}
+
+/// A mixture of two layers with four experts each, every expert a tensor of its own.
+fn mixture(folder: &Path) -> PathBuf {
+    let (rows, columns) = (8, 16);
+    let names = (0..2).flat_map(|layer| {
+        (0..4).map(move |expert| format!("model.layers.{layer}.mlp.experts.{expert}.up.weight"))
+    });
+    let (mut entries, mut data) = (serde_json::Map::new(), Vec::new());
+    for (number, name) in (1..).zip(names) {
+        let start = data.len();
+        for at in 0..rows * columns {
+            data.extend((number as f32 + at as f32 / 100.0).to_le_bytes());
+        }
+        let entry = serde_json::json!({
+            "dtype": "F32", "shape": [rows, columns], "data_offsets": [start, data.len()],
+        });
+        entries.insert(name, entry);
+    }
+    let header = Value::Object(entries).to_string();
+    let path = folder.join("moe.safetensors");
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(&path, file).unwrap();
+    path
+}
+
+#[test]
+fn experts_come_on_demand_and_nothing_else_does() {
+    let folder = scratch();
+    let path = mixture(folder.path());
+    let experts = |which: &str, more: &[&str]| {
+        let flags = ["--device", "host", "--experts", which, "--passes", "2"];
+        stream(&path, &[&flags[..], more].concat())
+    };
+    let expert_bytes = 8 * 16 * 4;
+    let some = experts("1,3", &[]);
+    let stats = &some["experts"];
+    assert_eq!((number(&stats["fetches"]), number(&stats["hits"])), (8, 4));
+    assert_eq!(number(&stats["wanted_bytes"]), 4 * expert_bytes);
+    let expected = checksum(&some);
+    // Room for two at a time: everything is fetched anew, and comes out the same.
+    let few = experts("1,3", &["--vram-budget", "1024"]);
+    assert_eq!(checksum(&few), expected);
+    assert_eq!(number(&few["experts"]["wanted_bytes"]), 8 * expert_bytes);
+    assert!(number(&few["experts"]["evicted"]) >= 6, "{few}");
+    assert_ne!(checksum(&experts("0,2", &[])), expected);
+    assert_eq!(number(&experts("random:3", &[])["experts"]["fetches"]), 12);
+    let said = failure(&["stream", text(&path), "--device", "host", "--experts", "4"]);
+    assert!(said.contains("there is no expert 4"), "{said}");
+    let dense = model(folder.path(), "3MiB");
+    let said = failure(&["stream", text(&dense), "--device", "host", "--experts", "0"]);
+    assert!(said.contains("no experts"), "{said}");
+    let wrong = run(&["stream", text(&path), "--experts", "random:0"]);
+    assert_eq!(wrong.status.code(), Some(2));
 }

@@ -279,15 +279,8 @@ impl Supply {
                 Err(_) => Ok(()),
             },
             recv(self.commands) -> command => match command {
-                Ok(Command::Bring(order)) => {
-                    let later = |it: &Order| it.priority < order.priority;
-                    let waiting = &mut self.state.waiting;
-                    let at = waiting.iter().position(later).unwrap_or(waiting.len());
-                    waiting.insert(at, order);
-                    Ok(())
-                }
-                Ok(Command::Cancel(ticket)) => {
-                    self.cancel(ticket);
+                Ok(command) => {
+                    self.hear(command);
                     Ok(())
                 }
                 Err(_) => Err(End::Quiet),
@@ -314,9 +307,22 @@ impl Supply {
         Ok(())
     }
 
+    fn hear(&mut self, command: Command) {
+        match command {
+            Command::Bring(order) => {
+                let later = |it: &Order| it.priority < order.priority;
+                let waiting = &mut self.state.waiting;
+                let at = waiting.iter().position(later).unwrap_or(waiting.len());
+                waiting.insert(at, order);
+            }
+            Command::Cancel(ticket) => self.cancel(ticket),
+        }
+    }
+
     /// Gives bays to orders, in turn, as long as there are any.
     fn begin_what_has_room(&mut self) -> Result<(), End> {
         while let Some(order) = self.state.waiting.front() {
+            let (ticket, stays) = (order.ticket, order.reserved.is_some());
             let reserved = order.reserved.and_then(|at| self.reserved.get_mut(at)?.take());
             let Some(bay) = reserved.or_else(|| self.pool.take(order.bay_bytes)) else {
                 if self.reports.make_room() {
@@ -324,6 +330,13 @@ impl Supply {
                 }
                 break;
             };
+            // What was given up before this room came back is not begun in it.
+            while !stays && let Ok(command) = self.commands.try_recv() {
+                self.hear(command);
+            }
+            if self.state.waiting.front().is_none_or(|first| first.ticket != ticket) {
+                continue;
+            }
             let Some(Order { ticket, work, priority, shelf, .. }) = self.state.waiting.pop_front()
             else {
                 break;
