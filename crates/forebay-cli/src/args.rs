@@ -122,6 +122,9 @@ pub(crate) struct StreamArguments {
     /// random:K, anew for each pass
     #[arg(long, value_name = "IDS|random:K", value_parser = parse::<Experts>)]
     pub(crate) experts: Option<Experts>,
+    /// Accepted, and without effect here: checksums are of what was computed
+    #[arg(long, hide = true)]
+    pub(crate) digest: bool,
     /// Write a timeline of reads, waits, uploads and layers, which ui.perfetto.dev opens
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -233,7 +236,7 @@ pub(crate) struct BenchArguments {
 
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
-    /// The matmul kernels: checked against sums in f64, then timed beside the device's memory
+    /// The matmul kernels: checked against sums in f64, then timed beside the device's ceilings
     Kernels(KernelArguments),
 }
 
@@ -334,7 +337,7 @@ fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
     text.parse()
 }
 
-/// The flags that `plan`, `load` and `verify` share.
+/// The flags that `plan`, `load`, `stream` and `verify` share.
 #[derive(Args)]
 pub(crate) struct PolicyArguments {
     /// Where offloaded tensors go: auto, host, cuda, cuda:N, several (cuda:0,cuda:1) or cuda:all

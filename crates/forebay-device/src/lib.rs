@@ -15,6 +15,6 @@ mod uploader;
 
 pub use arena::{ArenaLayout, Arrange, HostArena, HostWriter};
 pub use error::DeviceError;
-pub use pool::{Bay, BayArena, Pool};
+pub use pool::{ArenaWatch, Bay, BayArena, Pool};
 pub use trace::UploadTrace;
 pub use uploader::{Columns, Drained, Segment, Uploader, Writer};

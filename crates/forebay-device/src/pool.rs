@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 use forebay_mem::Region;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// One allocation, of which bays are taken and come back.
 #[derive(Debug)]
@@ -45,6 +45,37 @@ pub enum BayArena {
     Host(Arc<HostArena>),
     /// On a CUDA device.
     Cuda(Arc<CudaArena>),
+}
+
+/// Knows whether the tensors of an arena are held by anybody: by products on a device, too.
+#[derive(Clone, Debug)]
+pub enum ArenaWatch {
+    /// In ordinary memory.
+    Host(Weak<HostArena>),
+    /// On a CUDA device.
+    Cuda(Weak<CudaArena>),
+}
+
+impl ArenaWatch {
+    /// Whether they are.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        match self {
+            Self::Host(arena) => arena.strong_count() > 0,
+            Self::Cuda(arena) => arena.strong_count() > 0,
+        }
+    }
+}
+
+impl BayArena {
+    /// Watches it without holding it.
+    #[must_use]
+    pub fn watch(&self) -> ArenaWatch {
+        match self {
+            Self::Host(arena) => ArenaWatch::Host(Arc::downgrade(arena)),
+            Self::Cuda(arena) => ArenaWatch::Cuda(Arc::downgrade(arena)),
+        }
+    }
 }
 
 impl Pool {

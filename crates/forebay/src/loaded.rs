@@ -141,6 +141,22 @@ impl Tensors {
         Tensor { tensors: Arc::clone(self), index, place: index }
     }
 
+    /// How many others have the arena that these are in: other tensors, products on a device.
+    pub(crate) fn others(&self) -> usize {
+        let users = |memory: &TensorMemory| match memory {
+            TensorMemory::Arena { part: HeldPart::Host { arena, .. }, .. } => {
+                Some(Arc::strong_count(arena))
+            }
+            TensorMemory::Arena { part: HeldPart::Cuda { arena, .. }, .. } => {
+                Some(Arc::strong_count(arena))
+            }
+            _ => None,
+        };
+        let own = self.memory.iter().filter(|memory| users(memory).is_some()).count();
+        let all = self.memory.iter().find_map(users).unwrap_or(own);
+        all.saturating_sub(own)
+    }
+
     /// The tensor with this number in the catalog, whose memory is at `place` of a part of them.
     pub(crate) fn at(self: &Arc<Self>, place: usize, index: usize) -> Tensor {
         Tensor { tensors: Arc::clone(self), index, place }

@@ -202,6 +202,31 @@ fn a_layer_that_is_dropped_is_not_overwritten_under_its_products() {
     turn.end();
 }
 
+/// Nobody waits for the products and nobody lets go of what they use: an error, not a wait without
+/// end; and once somebody does, the stream goes on.
+#[test]
+fn products_that_nobody_waits_for_are_an_error_in_the_end() {
+    let (_folder, path) = typed(10, 40);
+    let turn = turn(&Emulator::new());
+    on_a_thread("held by products", move || {
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        let mut stream = stream(&path, bytes / 3, 0).passes(2).start().unwrap();
+        let mut products = Products::new(&stream, 3);
+        let error = loop {
+            match stream.next_layer() {
+                Ok(Some(layer)) => products.queue(&layer),
+                Ok(None) => panic!("there is room for all"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Option { .. }), "{error}");
+        assert!(error.remedy().unwrap().contains("release_after"), "{error}");
+        products.stream.synchronize().unwrap();
+        assert!(stream.next_layer().unwrap().is_some());
+    });
+    turn.end();
+}
+
 /// The split is changed while a layer of the first one is in use: not both may be on the device.
 #[test]
 fn the_budget_holds_while_the_split_changes() {

@@ -142,6 +142,10 @@ impl Context {
     pub fn memory_bytes(&self) -> Result<(u64, u64), DriverRefusal> {
         match *self {}
     }
+
+    pub fn synchronize(&self) -> Result<(), DriverRefusal> {
+        match *self {}
+    }
 }
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "none of these can be called")]

@@ -96,6 +96,17 @@ impl Context {
         mode
     }
 
+    /// Waits until the device has done all that was queued on it.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn synchronize(&self) -> Result<(), DriverRefusal> {
+        let _entered = self.enter()?;
+        // SAFETY: takes nothing; a context is current.
+        let code = unsafe { (self.driver.calls.cuCtxSynchronize)() };
+        self.driver.check("cuCtxSynchronize", code)
+    }
+
     /// Free and total bytes of the device's memory.
     ///
     /// # Errors

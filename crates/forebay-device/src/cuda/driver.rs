@@ -82,6 +82,7 @@ driver_calls! {
     cuDevicePrimaryCtxRelease_v2(CUdevice);
     cuCtxPushCurrent_v2(CUcontext);
     cuCtxPopCurrent_v2(*mut CUcontext);
+    cuCtxSynchronize();
     cuThreadExchangeStreamCaptureMode(*mut CUstreamCaptureMode);
     cuMemGetInfo_v2(*mut usize, *mut usize);
     cuMemAlloc_v2(*mut CUdeviceptr, usize);

@@ -2,15 +2,16 @@
 
 use super::cache::{CachePolicy, Lru, Piece};
 use super::running::{Ended, Running, Setup, Target};
-use super::stream::{budgets, check, hold};
+use super::setting::{HostDevice, budgets, check, hold};
 use super::supply::{Command, Landed, Order, Reports, Work};
 use super::units::kind;
 use crate::error::Error;
-use crate::loaded::{HeldPart, Tensor, TensorMemory, Tensors};
+use crate::loaded::{Tensor, TensorMemory, Tensors};
 use crate::loader::Options;
 use crate::model::Model;
 use crate::pipeline::{contexts, map_files};
 use crate::plan::{Home, Plan};
+use crate::report::FallbackReport;
 use crate::resident::Resident;
 use forebay_device::ArenaLayout;
 use forebay_device::cuda::Context;
@@ -118,10 +119,11 @@ pub struct Fetcher {
     plan: Arc<Plan>,
     context: Option<Arc<Context>>,
     budget: u64,
+    cancel: Cancel,
 }
 
 /// What has been asked for, and what came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct FetchStats {
     /// Fetches in all.
@@ -136,6 +138,10 @@ pub struct FetchStats {
     pub read_bytes: u64,
     /// Bytes of pieces among them.
     pub wanted_bytes: u64,
+    /// Time in which pieces were on their way and nothing of them was there to upload.
+    pub upload_waited_s: f64,
+    /// Time in which there was nothing to read, or no slot for it.
+    pub read_waited_s: f64,
 }
 
 struct Shared {
@@ -143,7 +149,7 @@ struct Shared {
     changed: Condvar,
     plan: Arc<Plan>,
     /// Where a GPU computes in the machine's memory.
-    host_device: super::stream::HostDevice,
+    host_device: HostDevice,
 }
 
 struct State {
@@ -204,7 +210,10 @@ impl Fetcher {
         let contexts = contexts(&plan)?;
         let target = Target::new(kind(&plan), &contexts)?;
         let mappings = map_files(&plan)?;
-        let (budget, _) = budgets((budget, Some(0)), &target, &plan)?;
+        let all: u64 = plan.arenas.iter().map(|arena| arena.layout.bytes + 256).sum();
+        let (at_most, _) = budgets((budget, Some(0)), &target, &plan)?;
+        // More than all of it is never there.
+        let budget = if budget.is_some() { at_most } else { at_most.min(all) };
         let state = State {
             pieces: HashMap::new(),
             tickets: HashMap::new(),
@@ -239,7 +248,7 @@ impl Fetcher {
         let Some(shared) = made else {
             return Err(Error::Internal("a fetcher without its state".to_owned()));
         };
-        Ok(Self { shared, running: Mutex::new(running), plan, context, budget })
+        Ok(Self { shared, running: Mutex::new(running), plan, context, budget, cancel })
     }
 
     /// Asks for the elements `range` of the outermost dimension of a tensor; the future is ready when
@@ -249,14 +258,16 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`Error::Option`] for tensors that the model does not have or that are not on the device,
-    /// ranges past their end, and slices that are larger than the budget.
+    /// ranges past their end, and slices that are larger than the budget; [`Error::Cancelled`].
     pub fn fetch(&self, name: &str, range: Range<u64>, priority: i32) -> Result<Fetch, Error> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
         let (piece, entry) = self.piece(name, range)?;
         let layout = ArenaLayout::packed([entry.bytes])?;
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let mut state = lock(&self.shared.state);
         state.stats.fetches += 1;
-        state.policy.used(&piece);
         let ticket = state.next_ticket;
         let is_hit = match state.pieces.get_mut(&piece) {
             Some(Entry::There(tensors)) => {
@@ -276,14 +287,17 @@ impl Fetcher {
             None => false,
         };
         if is_hit {
+            state.policy.used(&piece);
             state.stats.hits += 1;
         } else {
             state.next_ticket += 1;
             let coming = Entry::Coming { ticket, waiting: vec![Arc::clone(&waiting)] };
             if state.pieces.insert(piece.clone(), coming).is_some() {
                 // It was lent, and has gone.
+                state.policy.evicted(&piece);
                 state.stats.evicted += 1;
             }
+            state.policy.used(&piece);
             state.tickets.insert(ticket, piece.clone());
         }
         drop(state);
@@ -334,6 +348,8 @@ impl Fetcher {
         FetchStats {
             read_bytes: counters.read_bytes.load(Ordering::Relaxed),
             wanted_bytes: counters.uploaded_bytes.load(Ordering::Relaxed),
+            upload_waited_s: counters.upload_waited_ns.load(Ordering::Relaxed) as f64 / 1e9,
+            read_waited_s: (running.feed.idle() + running.feed.waited_for_slot()).as_secs_f64(),
             ..lock(&self.shared.state).stats
         }
     }
@@ -348,6 +364,21 @@ impl Fetcher {
         }
         let Ended { error, .. } = lock(&self.running).end();
         Err(error.unwrap_or(Error::AlreadyReported))
+    }
+
+    /// Ends it, and says what the machine refused on the way. What was fetched stays valid.
+    ///
+    /// # Errors
+    /// Why the threads had ended before, if nobody has been told.
+    pub fn finish(self) -> Result<Vec<FallbackReport>, Error> {
+        let Ended { read, error } = lock(&self.running).end();
+        match (error, read) {
+            (Some(error), _) => Err(error),
+            (None, Some(read)) => {
+                Ok(read.schedule.steps().iter().map(FallbackReport::from).collect())
+            }
+            (None, None) => Err(Error::AlreadyReported),
+        }
     }
 
     fn piece(
@@ -477,16 +508,7 @@ impl Reports for Lands {
 
 /// Whether nobody but the cache has it: no tensor, and no product on a device.
 fn is_idle(tensors: &Arc<Tensors>) -> bool {
-    let users = match tensors.memory.first() {
-        Some(TensorMemory::Arena { part: HeldPart::Host { arena, .. }, .. }) => {
-            Arc::strong_count(arena)
-        }
-        Some(TensorMemory::Arena { part: HeldPart::Cuda { arena, .. }, .. }) => {
-            Arc::strong_count(arena)
-        }
-        _ => 1,
-    };
-    users == 1 && Arc::strong_count(tensors) == 1
+    Arc::strong_count(tensors) == 1 && tensors.others() == 0
 }
 
 impl State {

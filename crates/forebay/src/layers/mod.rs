@@ -3,8 +3,10 @@
 
 mod cache;
 mod fetch;
+mod layer;
 mod report;
 mod running;
+mod setting;
 mod stream;
 mod supply;
 mod tiers;
@@ -12,6 +14,7 @@ mod units;
 
 pub use cache::{CachePolicy, Lfu, Lru, Piece, Pinned};
 pub use fetch::{Fetch, FetchStats, Fetcher, FetcherBuilder};
+pub use layer::Layer;
 pub use report::{PassReport, StreamReport, TierBytes};
-pub use stream::{Layer, LayerStream, LayerStreamBuilder};
+pub use stream::{LayerStream, LayerStreamBuilder};
 pub use tiers::Tier;

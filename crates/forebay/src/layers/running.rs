@@ -1,6 +1,6 @@
 //! The threads of a stream, their memory, and how they end.
 
-use super::stream::HostDevice;
+use super::setting::HostDevice;
 use super::supply::{Command, Counters, Failure, Reports, State, Supply, SupplyOutcome, TagLabels};
 use crate::error::{Error, ReadContext};
 use crate::numa;
@@ -106,6 +106,10 @@ impl Running {
         let (returned_sender, returned) = bounded(1);
         let pool = target.pool(pool_bytes, returned_sender)?;
         let reserved = reserved.iter().map(|&bytes| pool.take(bytes)).collect();
+        if let Some(region) = pool.region() {
+            // Wherever it lies, it serves.
+            let _ = region.place_on(plan.options.numa);
+        }
         let host_device: HostDevice = match (target, pool.region()) {
             (Target::Shared(context), Some(region)) => {
                 let info = plan.devices.get(&context.ordinal());
@@ -125,6 +129,9 @@ impl Running {
             _ => None,
         };
         let StagingMemory { slab, free_sender, free, pinned } = StagingMemory::new(plan, contexts)?;
+        if pinned.is_none() {
+            let _ = slab.region().place_on(plan.options.numa);
+        }
         let mut uploader = Uploader::new(target.empty()?, slab.slots())?;
         let labels = trace.map(|_| TagLabels::default());
         if let (Some(trace), Some(labels)) = (trace, &labels) {

@@ -1,26 +1,27 @@
 //! The stream of layers, as the caller drives it.
 
+use super::layer::Layer;
 use super::report::{PassReport, StreamReport, TierBytes};
 use super::running::{Running, Setup, Target};
+use super::setting::{HostDevice, budgets, check, hold, room, too_small};
 use super::supply::{Command, Landed, Order};
-use super::tiers::{Rates, Room, Split, Tier, UnitSize};
+use super::tiers::{Rates, Split, Tier, UnitSize};
 use super::units::{Grouped, Grouping, Unit, kind, units};
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::loaded::{HeldPart, Tensor, TensorMemory, Tensors};
+use crate::loaded::{TensorMemory, Tensors};
 use crate::loader::Options;
-use crate::mode::LoadMode;
 use crate::model::Model;
-use crate::pipeline::{Contexts, Mappings, contexts, map_files};
+use crate::pipeline::{Contexts, Mappings, WAIT_MIN, contexts, map_files};
 use crate::plan::{Home, Plan};
 use crate::report::FallbackReport;
 use crate::resident::Resident;
 use crate::warm_up::WarmUp;
-use crossbeam_channel::{Receiver, unbounded};
-use forebay_device::cuda::{ComputeStream, Context, DeviceInfo, HostRegistration};
-use forebay_device::{BayArena, DeviceError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use forebay_device::cuda::Context;
+use forebay_device::{ArenaWatch, BayArena};
 use forebay_io::{Cancel, Fault};
-use forebay_mem::{PageLock, memory_at_hand};
+use forebay_mem::PageLock;
 use forebay_trace::{Arg, Trace};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,12 +29,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// Of a GPU's free memory, `auto` leaves this much to what is no weight.
-const DEVICE_SHARE_LEFT: u64 = 10;
-/// Of the memory at hand, `auto` takes this much for a host tier, and for a stand-in device.
-const HOST_SHARE: u64 = 2;
-/// Waits shorter than this are none: what was waited for was there.
-const WAIT_MIN: Duration = Duration::from_micros(5);
+/// How long it is waited for products to let go of layers, before the device is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// A split that is predicted to take less than this share of the time is worth reading anew for.
 const WORTH_IT: f64 = 0.9;
 
@@ -165,12 +162,12 @@ pub struct LayerStream {
     landed: Receiver<Landed>,
     host_device: HostDevice,
     /// Landed, and not handed out yet.
-    arrived: BTreeMap<u64, Arc<Tensors>>,
+    arrived: BTreeMap<u64, (Arc<Tensors>, ArenaWatch)>,
     resident: Vec<Option<Arc<Tensors>>>,
     /// Of those that stay: whether they have been ordered.
     is_ordered: Vec<bool>,
     /// Layers that were handed out and take up a bay, as long as a tensor of theirs is held.
-    held: Vec<Weak<Tensors>>,
+    held: Vec<Held>,
     passes: Option<u64>,
     pass: u64,
     next: usize,
@@ -179,10 +176,18 @@ pub struct LayerStream {
     clock: Clock,
     /// When the first layers were ordered, until the first pass is begun.
     started: Option<Instant>,
+    /// What passes have been told of.
+    counted: Snapshot,
     reports: Vec<PassReport>,
     may_retune: bool,
     has_failed: bool,
     fallbacks: Vec<FallbackReport>,
+}
+
+/// A layer that was handed out.
+struct Held {
+    tensors: Weak<Tensors>,
+    arena: ArenaWatch,
 }
 
 /// When what happened.
@@ -298,6 +303,7 @@ impl LayerStream {
             ordered: 0,
             clock: Clock::default(),
             started: Some(Instant::now()),
+            counted: Snapshot::default(),
             reports: Vec::new(),
             has_failed: false,
             fallbacks: Vec::new(),
@@ -320,6 +326,11 @@ impl LayerStream {
     pub fn next_layer(&mut self) -> Result<Option<Layer>, Error> {
         if self.has_failed {
             return Err(Error::AlreadyReported);
+        }
+        if self.cancel.is_cancelled() {
+            self.end_running()?;
+            self.has_failed = true;
+            return Err(Error::Cancelled);
         }
         self.note_computed();
         if self.passes.is_some_and(|passes| self.pass >= passes) {
@@ -344,7 +355,6 @@ impl LayerStream {
         }
         self.clock.handed_out = Some((unit, now));
         let tier = self.split.tiers[unit];
-        self.held.extend((tier != Tier::Resident).then(|| Arc::downgrade(&tensors)));
         Ok(Some(Layer { unit: Arc::clone(&self.units[unit]), tensors, tier }))
     }
 
@@ -468,10 +478,8 @@ impl LayerStream {
 
     fn begin_pass(&mut self) {
         // The first one began with the stream: its layers have been on their way since then.
-        let (began, before) = match self.started.take() {
-            Some(started) => (started, Snapshot::default()),
-            None => (Instant::now(), Snapshot::of(&self.running)),
-        };
+        let began = self.started.take().unwrap_or_else(Instant::now);
+        let before = self.counted;
         let compute = vec![Duration::ZERO; self.units.len()];
         self.clock = Clock { pass_began: Some(began), compute, before, ..Clock::default() };
         // The end of this pass decides what the next one brings, if anything is still to be tried.
@@ -492,6 +500,7 @@ impl LayerStream {
     fn end_pass(&mut self) -> Result<(), Error> {
         let elapsed = self.clock.pass_began.take().map_or(Duration::ZERO, |began| began.elapsed());
         let (before, now) = (self.clock.before, Snapshot::of(&self.running));
+        self.counted = now;
         let bytes: u64 = self.units.iter().map(|unit| unit.bytes).sum();
         let seconds = elapsed.as_secs_f64();
         let reads = now.read_bytes > before.read_bytes;
@@ -547,9 +556,9 @@ impl LayerStream {
             rates.upload / 1e9,
             compute.as_secs_f64()
         ));
-        self.held.retain(|held| held.strong_count() > 0);
-        let mut resident = self.resident.iter().flatten();
-        let is_held = !self.held.is_empty() || resident.any(|it| Arc::strong_count(it) > 1);
+        self.held.retain(|held| held.arena.is_held());
+        let is_used = |it: &Arc<Tensors>| Arc::strong_count(it) > 1 || it.others() > 0;
+        let is_held = !self.held.is_empty() || self.resident.iter().flatten().any(is_used);
         // The memory of layers that are held can't be split anew.
         if is_held || better == self.split || then >= as_is.mul_f64(WORTH_IT) {
             self.why.push(format!(
@@ -590,6 +599,7 @@ impl LayerStream {
             fault: None,
         };
         (self.running, self.landed, self.host_device) = start(setup, &self.cancel)?;
+        self.counted = Snapshot::default();
         self.split = split;
         self.has_failed = false;
         self.held.clear();
@@ -617,29 +627,46 @@ impl LayerStream {
             return Ok(Arc::clone(resident));
         }
         let ticket = self.pass * self.units.len() as u64 + unit as u64;
+        let mut has_waited = false;
         loop {
             while let Ok(landed) = self.landed.try_recv() {
                 self.take_landed(landed.ticket, &landed.arena);
             }
-            if let Some(tensors) = self.arrived.remove(&ticket) {
+            if let Some((tensors, arena)) = self.arrived.remove(&ticket) {
                 if self.split.tiers[unit] == Tier::Resident {
                     self.resident[unit] = Some(Arc::clone(&tensors));
+                } else {
+                    self.held.push(Held { tensors: Arc::downgrade(&tensors), arena });
                 }
                 return Ok(tensors);
             }
-            self.held.retain(|held| held.strong_count() > 0);
-            if self.held.len() >= self.split.depth && self.split.tiers[unit] != Tier::Resident {
-                let cause = format!(
-                    "{} layers are held, and there is room for {} beside those that stay",
-                    self.held.len(),
-                    self.split.depth
-                );
-                let remedy = "drop a layer before asking for the next, or give more device memory";
-                return Err(Error::option("--vram-budget", &cause, remedy));
+            self.held.retain(|held| held.arena.is_held());
+            let stays = self.split.tiers[unit] == Tier::Resident;
+            let is_full = !stays && self.held.len() >= self.split.depth;
+            if is_full && self.held.iter().all(|held| held.tensors.strong_count() > 0) {
+                return Err(self.too_many_held("drop a layer before asking for the next"));
             }
-            match self.landed.recv() {
+            // What products use comes back when the device has come past them, if somebody lets go.
+            let patience = if is_full { PATIENCE } else { Duration::MAX };
+            let landed = match patience {
+                Duration::MAX => self.landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                patience => self.landed.recv_timeout(patience),
+            };
+            match landed {
                 Ok(landed) => self.take_landed(landed.ticket, &landed.arena),
-                Err(_) => {
+                Err(RecvTimeoutError::Timeout) if !has_waited => {
+                    // An error of the device is told by whoever asks it for something.
+                    let _ = self.target.context().map(|context| context.synchronize());
+                    has_waited = true;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.held.retain(|held| held.arena.is_held());
+                    if self.held.len() >= self.split.depth {
+                        let remedy = "wait for the products, or use Layer::release_after";
+                        return Err(self.too_many_held(remedy));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
                     self.end_running()?;
                     self.has_failed = true;
                     return Err(Error::Internal("the stream ended by itself".to_owned()));
@@ -648,10 +675,20 @@ impl LayerStream {
         }
     }
 
+    fn too_many_held(&self, remedy: &str) -> Error {
+        let cause = format!(
+            "{} layers are held, and there is room for {} beside those that stay",
+            self.held.len(),
+            self.split.depth
+        );
+        let remedy = format!("{remedy}, or give more device memory");
+        Error::option("--vram-budget", &cause, &remedy)
+    }
+
     fn take_landed(&mut self, ticket: u64, arena: &BayArena) {
         let unit = Arc::clone(&self.units[index_of(ticket, self.units.len() as u64)]);
         let tensors = self.tensors(&unit, arena);
-        self.arrived.insert(ticket, Arc::new(tensors));
+        self.arrived.insert(ticket, (Arc::new(tensors), arena.watch()));
     }
 
     fn tensors(&self, unit: &Unit, arena: &BayArena) -> Tensors {
@@ -682,20 +719,6 @@ impl LayerStream {
     }
 }
 
-/// Where a GPU finds the arena's memory if it computes in the machine's: the driver's hold on it, if it
-/// needs one, and the address of the first byte.
-pub(super) type HostDevice = Option<(Option<Arc<HostRegistration>>, u64)>;
-
-/// A tensor of an arena, for those who use it.
-pub(super) fn hold(arena: &BayArena, tensor: usize, host_device: &HostDevice) -> HeldPart {
-    match arena {
-        BayArena::Host(arena) => {
-            HeldPart::Host { arena: Arc::clone(arena), tensor, device: host_device.clone() }
-        }
-        BayArena::Cuda(arena) => HeldPart::Cuda { arena: Arc::clone(arena), tensor },
-    }
-}
-
 /// Tickets count units, pass after pass.
 fn index_of(ticket: u64, units: u64) -> usize {
     usize::try_from(ticket % units).expect("a number of a unit")
@@ -713,130 +736,4 @@ fn start(
         Box::new(landed_sender)
     })?;
     Ok((running, landed, found))
-}
-
-/// What a stream can't do.
-pub(super) fn check(plan: &Plan) -> Result<(), Error> {
-    if plan.arenas.iter().any(|arena| arena.backend == Backend::Cpu) {
-        return Err(Error::option(
-            "--load-mode",
-            "tensors of the cpu stay mapped while others stream",
-            "leave cpu at auto or mmap, without --repack",
-        ));
-    }
-    let locks = |mode| matches!(mode, LoadMode::Mlock | LoadMode::MlockStrict);
-    if plan.backends.iter().any(|backend| locks(backend.mode)) {
-        return Err(Error::option(
-            "--load-mode",
-            "a stream locks no tensors of the cpu",
-            "leave cpu at auto or mmap",
-        ));
-    }
-    let kinds = plan.arenas.iter().map(|arena| arena.kind);
-    let is_one = plan.arenas.first().is_none_or(|first| kinds.clone().all(|it| it == first.kind));
-    let is_split = plan.homes.iter().any(|home| matches!(home, Home::Split(_)));
-    if !is_one || is_split {
-        return Err(Error::option(
-            "--device",
-            "layers are streamed to one device",
-            "name one device, and place tensors there or on the cpu",
-        ));
-    }
-    Ok(())
-}
-
-/// The device's and the host's.
-pub(super) fn budgets(
-    (device, host): (Option<u64>, Option<u64>),
-    target: &Target,
-    plan: &Plan,
-) -> Result<(u64, u64), Error> {
-    let at_hand = || memory_at_hand().map_or(u64::MAX, |memory| memory.bytes);
-    let everything = plan.model.catalog().bytes();
-    let device = match (device, target) {
-        (Some(bytes), _) => bytes,
-        (None, Target::Cuda(context)) => {
-            let free = free_bytes(context, &plan.devices)?;
-            free - free / DEVICE_SHARE_LEFT
-        }
-        (None, _) => at_hand() / HOST_SHARE,
-    };
-    let host = host.unwrap_or_else(|| (at_hand() / HOST_SHARE).min(everything));
-    Ok((device, host))
-}
-
-fn free_bytes(context: &Arc<Context>, devices: &BTreeMap<u32, DeviceInfo>) -> Result<u64, Error> {
-    let (free, _) =
-        context.memory_bytes().map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
-    let all = devices.get(&context.ordinal()).map_or(free, |info| info.memory_bytes);
-    Ok(free.min(all))
-}
-
-fn room((device_bytes, host_bytes): (u64, u64), plan: &Plan) -> Room {
-    let slots = host_bytes / plan.staging.slot_bytes.max(1);
-    Room { device_bytes, host_slots: usize::try_from(slots).unwrap_or(usize::MAX) }
-}
-
-fn too_small(budget_bytes: u64, units: &[Arc<Unit>], sizes: &[UnitSize]) -> Error {
-    let least_bytes = Split::least_bytes(sizes);
-    let largest = units.iter().zip(sizes).max_by_key(|(_, size)| size.device_bytes);
-    let layer = largest.map_or_else(String::new, |(unit, _)| unit.name.clone());
-    Error::Budget { budget_bytes, least_bytes, layer }
-}
-
-/// One layer's tensors, on the device and whole. Valid until it is dropped; a clone of a tensor
-/// keeps the layer's memory for itself, and so from the layers that follow.
-pub struct Layer {
-    unit: Arc<Unit>,
-    tensors: Arc<Tensors>,
-    tier: Tier,
-}
-
-impl Layer {
-    /// `layer 7`; or `input` and `output` for what lies before and behind the layers.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.unit.name
-    }
-
-    /// The layer's number (or its group's), if it is one.
-    #[must_use]
-    pub fn number(&self) -> Option<u32> {
-        self.unit.layer
-    }
-
-    /// Where it is between passes.
-    #[must_use]
-    pub fn tier(&self) -> Tier {
-        self.tier
-    }
-
-    /// The bytes of its tensors.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.unit.bytes
-    }
-
-    /// Its tensors, those of the device first.
-    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor> + '_ {
-        let tensors = self.unit.tensors.iter().enumerate();
-        tensors.map(|(place, &index)| self.tensors.at(place, index))
-    }
-
-    /// Lets go of it as soon as the device has come past what was queued on `products` so far, without
-    /// waiting for that.
-    ///
-    /// # Errors
-    /// As [`ComputeStream::retire`]; the layer's memory then comes back when `products` is waited for.
-    pub fn release_after(self, products: &mut ComputeStream) -> Result<(), Error> {
-        Ok(products.retire()?)
-    }
-
-    /// The tensor of that full name.
-    #[must_use]
-    pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        let index = self.tensors.catalog.position(name)?;
-        let place = self.unit.tensors.iter().position(|&tensor| tensor == index)?;
-        Some(self.tensors.at(place, index))
-    }
 }

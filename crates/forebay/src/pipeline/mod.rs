@@ -49,7 +49,7 @@ use upload::{Landed, UploadJob, UploadOutcome};
 pub(crate) use memory::{Contexts, Mappings, contexts, map_files};
 pub(crate) use settle::check_identities;
 pub(crate) use staging::Staging as StagingMemory;
-pub(crate) use timeline::label;
+pub(crate) use timeline::{WAIT_MIN, label};
 
 /// How far a load has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Waits shorter than this are none: what was waited for was there.
-const WAIT_MIN: Duration = Duration::from_micros(5);
+pub(crate) const WAIT_MIN: Duration = Duration::from_micros(5);
 
 /// The trace of a load, with the names of what it moves. However the load ends, it has taken until
 /// this is dropped.

@@ -133,10 +133,11 @@ impl Plan {
         let wanted = Wanted { range, tensor_offset: 0, arena: 0, tensor: 0 };
         let mut cut = cut(shape, access, &[wanted]);
         if takes_cached_bytes(&self.backends) {
+            // Asked anew for each part, if the kernel tells at all.
+            let known = self.files[file].cached_bytes.map(|_| 1);
             for spec in cut.reads.iter_mut().filter(|spec| spec.access == Access::Direct) {
                 let range = spec.offset..spec.offset + u64::from(spec.need_bytes);
-                // What it has may have changed since the plan was made.
-                if facts::is_cached(model_file, Some(1), range) {
+                if facts::is_cached(model_file, known, range) {
                     spec.access = Access::Buffered;
                 }
             }

@@ -6,7 +6,8 @@ use crate::args::{Experts, StreamArguments};
 use crate::failure::Failure;
 use crate::{interrupt, output};
 use forebay::{Fetch, Fetcher, ModelSummary, PassReport, TierBytes, Trace};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// The experts of one layer.
@@ -16,8 +17,27 @@ struct Layer {
     stacked: Vec<String>,
     /// Tensors of one expert each, by its number.
     single: BTreeMap<u64, Vec<String>>,
+    /// How many the stacked ones have.
     count: u64,
 }
+
+impl Layer {
+    fn has(&self, expert: u64) -> bool {
+        expert < self.count || self.single.contains_key(&expert)
+    }
+
+    fn experts(&self) -> Vec<u64> {
+        let mut all: Vec<u64> = (0..self.count).chain(self.single.keys().copied()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+/// More experts than this in a layer are none.
+const EXPERTS_MAX: u64 = 1 << 16;
+/// Parts on their way at a time, at most.
+const AHEAD_MAX: usize = 64;
 
 pub(super) fn run(
     arguments: &StreamArguments,
@@ -43,15 +63,22 @@ pub(super) fn run(
     let mut passes = Vec::new();
     for number in 0..arguments.passes {
         let chosen = choose(&layers, experts, arguments.seed, number)?;
-        passes.push(pass(&fetcher, &layers, &chosen, &mut products)?);
+        if cancel.is_cancelled() {
+            return Err(Failure::cancelled());
+        }
+        passes.push(pass(&fetcher, parts(&fetcher, &layers, &chosen), &mut products)?);
     }
-    let stats = fetcher.stats();
+    let (stats, model) = (fetcher.stats(), ModelSummary::of(fetcher.model()));
+    let device = fetcher.context().map_or("host".to_owned(), |it| it.name());
+    let emulated = is_emulated(fetcher.context());
+    let vram_budget = fetcher.budget_bytes();
+    let fallbacks = fetcher.finish()?;
     Ok(Report {
-        model: ModelSummary::of(fetcher.model()),
-        device: fetcher.context().map_or("host".to_owned(), |it| it.name()),
-        emulated: is_emulated(fetcher.context()),
+        model,
+        device,
+        emulated,
         layers: layers.len(),
-        vram_budget: fetcher.budget_bytes(),
+        vram_budget,
         host_budget: 0,
         batch: arguments.batch,
         tiers: TierBytes::default(),
@@ -62,8 +89,8 @@ pub(super) fn run(
             layers.len()
         )],
         passes,
-        fallbacks: Vec::new(),
-        not_multiplied: 0,
+        fallbacks,
+        not_multiplied: products.not_multiplied / arguments.passes as usize,
         experts: Some(stats),
     })
 }
@@ -81,10 +108,11 @@ fn layers(fetcher: &Fetcher) -> Vec<Layer> {
         match (single, &tensor.shape[..]) {
             (Some(expert), [_, _]) => {
                 let layer = layers.entry(layer).or_default();
-                layer.count = layer.count.max(expert + 1);
                 layer.single.entry(expert).or_default().push(tensor.name.clone());
             }
-            (None, [count, _, _]) if words.iter().any(|word| word.contains("exps")) => {
+            (None, [count, _, _])
+                if *count <= EXPERTS_MAX && words.iter().any(|word| word.contains("exps")) =>
+            {
                 let layer = layers.entry(layer).or_default();
                 layer.count = layer.count.max(*count);
                 layer.stacked.push(tensor.name.clone());
@@ -104,15 +132,16 @@ fn choose(
 ) -> Result<Vec<Vec<u64>>, Failure> {
     let mut random = fastrand::Rng::with_seed(seed ^ (u64::from(pass) << 32));
     let of_layer = |layer: &Layer| match experts {
-        Experts::Numbers(numbers) => match numbers.iter().find(|number| **number >= layer.count) {
+        Experts::Numbers(numbers) => match numbers.iter().find(|number| !layer.has(**number)) {
             None => Ok(numbers.clone()),
             Some(number) => {
-                let remedy = format!("name experts from 0 to {}", layer.count.saturating_sub(1));
+                let last = layer.experts().last().copied().unwrap_or(0);
+                let remedy = format!("name experts from 0 to {last}");
                 Err(Failure::new(format!("there is no expert {number}"), Some(&remedy)))
             }
         },
         Experts::Random(count) => {
-            let mut all: Vec<u64> = (0..layer.count).collect();
+            let mut all = layer.experts();
             random.shuffle(&mut all);
             all.truncate(*count);
             all.sort_unstable();
@@ -122,36 +151,42 @@ fn choose(
     layers.iter().map(of_layer).collect()
 }
 
-/// Fetches each layer's experts while those of the layer before are multiplied.
-fn pass(
-    fetcher: &Fetcher,
-    layers: &[Layer],
-    chosen: &[Vec<u64>],
-    products: &mut Products,
-) -> Result<Pass, Failure> {
+/// An expert's part of a tensor.
+struct Part {
+    name: String,
+    range: Range<u64>,
+    bytes: u64,
+}
+
+/// Fetches the parts in turn, several of them on their way while one is multiplied.
+fn pass(fetcher: &Fetcher, parts: Vec<Part>, products: &mut Products) -> Result<Pass, Failure> {
     let before = fetcher.stats();
     let started = Instant::now();
     let mut waited = Duration::ZERO;
     let mut checksum = Checksum::default();
-    let mut coming = Vec::new();
-    for index in 0..layers.len() {
-        if index == 0 {
-            coming = fetch(fetcher, &layers[0], &chosen[0])?;
+    // What waits to be multiplied is held where it lies; with three quarters of the room to be had
+    // anew, the next one finds a place between.
+    let ahead_bytes = fetcher.budget_bytes() / 4;
+    let mut parts = parts.into_iter().peekable();
+    let mut coming: VecDeque<(Fetch, u64)> = VecDeque::new();
+    loop {
+        let mut bytes: u64 = coming.iter().map(|(_, bytes)| bytes).sum();
+        let has_room = |part: &Part| coming.is_empty() || bytes + part.bytes <= ahead_bytes;
+        if coming.len() < AHEAD_MAX
+            && let Some(Part { name, range, bytes: more }) = parts.next_if(has_room)
+        {
+            bytes += more;
+            coming.push_back((fetcher.fetch(&name, range, 0)?, more));
+            continue;
         }
-        let next = match layers.get(index + 1) {
-            Some(layer) => fetch(fetcher, layer, &chosen[index + 1])?,
-            None => Vec::new(),
-        };
-        for fetch in std::mem::replace(&mut coming, next) {
-            let asked = Instant::now();
-            let tensor = fetch.wait().map_err(|error| match fetcher.check() {
-                Err(cause) => Failure::from(cause),
-                Ok(()) => error.into(),
-            })?;
-            waited += asked.elapsed();
-            // One at a time is held, so that the others find room.
-            products.multiply(std::iter::once(tensor), &mut checksum)?;
-        }
+        let Some((fetch, _)) = coming.pop_front() else { break };
+        let asked = Instant::now();
+        let tensor = fetch.wait().map_err(|error| match fetcher.check() {
+            Err(cause) => Failure::from(cause),
+            Ok(()) => error.into(),
+        })?;
+        waited += asked.elapsed();
+        products.multiply(std::iter::once(tensor), &mut checksum)?;
     }
     let (after, seconds) = (fetcher.stats(), started.elapsed().as_secs_f64());
     let wanted = after.wanted_bytes - before.wanted_bytes;
@@ -161,20 +196,33 @@ fn pass(
         read_bytes: after.read_bytes - before.read_bytes,
         uploaded_bytes: wanted,
         compute_waited_s: waited.as_secs_f64(),
-        ..PassReport::default()
+        upload_waited_s: after.upload_waited_s - before.upload_waited_s,
+        read_waited_s: after.read_waited_s - before.read_waited_s,
     };
     Ok(Pass { pass, checksum: checksum.hex() })
 }
 
-fn fetch(fetcher: &Fetcher, layer: &Layer, experts: &[u64]) -> Result<Vec<Fetch>, Failure> {
-    let mut fetches = Vec::new();
-    for &expert in experts {
-        for name in &layer.stacked {
-            fetches.push(fetcher.fetch(name, expert..expert + 1, 0)?);
-        }
-        for name in layer.single.get(&expert).into_iter().flatten() {
-            fetches.push(fetcher.fetch_whole(name, 0)?);
+/// The parts of all chosen experts, layer by layer.
+fn parts(fetcher: &Fetcher, layers: &[Layer], chosen: &[Vec<u64>]) -> Vec<Part> {
+    let catalog = fetcher.model().catalog();
+    let mut parts = Vec::new();
+    for (layer, experts) in layers.iter().zip(chosen) {
+        for &expert in experts {
+            let single = layer.single.get(&expert).into_iter().flatten();
+            let single = single.map(|name| (name, None));
+            let stacked = layer.stacked.iter().map(|name| (name, Some(expert)));
+            for (name, slice) in stacked.chain(single) {
+                let Some(tensor) = catalog.position(name).map(|at| &catalog.tensors()[at]) else {
+                    continue;
+                };
+                let slices = tensor.shape.first().copied().unwrap_or(1);
+                let (range, bytes) = match slice {
+                    Some(slice) => (slice..slice + 1, tensor.bytes / slices.max(1)),
+                    None => (0..slices, tensor.bytes),
+                };
+                parts.push(Part { name: name.clone(), range, bytes });
+            }
         }
     }
-    Ok(fetches)
+    parts
 }

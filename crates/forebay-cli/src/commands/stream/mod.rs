@@ -86,18 +86,12 @@ fn layers(arguments: &StreamArguments, trace: Option<&Trace>) -> Result<Report, 
     for _pass in 0..arguments.passes {
         let mut checksum = Checksum::default();
         while let Some(layer) = stream.next_layer()? {
-            if cancel.is_cancelled() {
-                return Err(Failure::cancelled());
-            }
             products.multiply(layer.tensors(), &mut checksum)?;
         }
         checksums.push(checksum.hex());
     }
     let summary = ModelSummary::of(stream.model());
-    let emulated = match stream.context() {
-        Some(context) => forebay::device(context.ordinal()).is_ok_and(|device| device.is_emulated),
-        None => false,
-    };
+    let emulated = is_emulated(stream.context());
     let StreamReport {
         device,
         layers,

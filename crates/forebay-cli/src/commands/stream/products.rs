@@ -94,9 +94,11 @@ impl Products {
                 self.not_multiplied += 1;
                 continue;
             };
-            let weights =
-                if tensor.kernel(self.batch)?.is_some() { tensor.weights()? } else { None };
-            match weights {
+            let serves = |weights: &Weights| {
+                let device = self.device.as_ref();
+                device.is_some_and(|it| it.stream.choose(weights, self.batch).is_some())
+            };
+            match tensor.weights()?.filter(serves) {
                 Some(weights) => queued.push(self.queue(&tensor, shape, &weights)?),
                 None => self.multiply_here(&tensor, shape, checksum)?,
             }

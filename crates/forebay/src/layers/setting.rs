@@ -1,0 +1,115 @@
+//! What a stream or a fetcher may do on this machine, and with how much of it.
+
+use super::running::Target;
+use super::tiers::{Room, Split, UnitSize};
+use super::units::Unit;
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::loaded::HeldPart;
+use crate::loader::{Prefetch, Reclaim, Repack};
+use crate::mode::LoadMode;
+use crate::plan::{Home, Plan};
+use forebay_device::cuda::{Context, DeviceInfo, HostRegistration};
+use forebay_device::{BayArena, DeviceError};
+use forebay_mem::memory_at_hand;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Of a GPU's free memory, `auto` leaves this much to what is no weight.
+const DEVICE_SHARE_LEFT: u64 = 10;
+/// Of the memory at hand, `auto` takes this much for a host tier, and for a stand-in device.
+const HOST_SHARE: u64 = 2;
+
+/// Where a GPU finds the arena's memory if it computes in the machine's: the driver's hold on it, if it
+/// needs one, and the address of the first byte.
+pub(super) type HostDevice = Option<(Option<Arc<HostRegistration>>, u64)>;
+
+/// A tensor of an arena, for those who use it.
+pub(super) fn hold(arena: &BayArena, tensor: usize, host_device: &HostDevice) -> HeldPart {
+    match arena {
+        BayArena::Host(arena) => {
+            HeldPart::Host { arena: Arc::clone(arena), tensor, device: host_device.clone() }
+        }
+        BayArena::Cuda(arena) => HeldPart::Cuda { arena: Arc::clone(arena), tensor },
+    }
+}
+
+/// What a stream can't do.
+pub(super) fn check(plan: &Plan) -> Result<(), Error> {
+    if plan.arenas.iter().any(|arena| arena.backend == Backend::Cpu) {
+        return Err(Error::option(
+            "--load-mode",
+            "tensors of the cpu stay mapped while others stream",
+            "leave cpu at auto or mmap, without --repack",
+        ));
+    }
+    let options = &plan.options;
+    for (option, is_asked) in [
+        ("--repack", options.repack == Repack::On),
+        ("--prefetch", options.prefetch == Prefetch::On),
+        ("--reclaim", options.reclaim == Reclaim::On),
+    ] {
+        if is_asked {
+            let cause = "what comes and goes is neither repacked nor prefetched nor given back so";
+            return Err(Error::option(option, cause, "leave it out"));
+        }
+    }
+    let locks = |mode| matches!(mode, LoadMode::Mlock | LoadMode::MlockStrict);
+    if plan.backends.iter().any(|backend| locks(backend.mode)) {
+        return Err(Error::option(
+            "--load-mode",
+            "a stream locks no tensors of the cpu",
+            "leave cpu at auto or mmap",
+        ));
+    }
+    let kinds = plan.arenas.iter().map(|arena| arena.kind);
+    let is_one = plan.arenas.first().is_none_or(|first| kinds.clone().all(|it| it == first.kind));
+    let is_split = plan.homes.iter().any(|home| matches!(home, Home::Split(_)));
+    if !is_one || is_split {
+        return Err(Error::option(
+            "--device",
+            "layers are streamed to one device",
+            "name one device, and place tensors there or on the cpu",
+        ));
+    }
+    Ok(())
+}
+
+/// The device's and the host's.
+pub(super) fn budgets(
+    (device, host): (Option<u64>, Option<u64>),
+    target: &Target,
+    plan: &Plan,
+) -> Result<(u64, u64), Error> {
+    let at_hand = || memory_at_hand().map_or(u64::MAX, |memory| memory.bytes);
+    let everything = plan.model.catalog().bytes();
+    let device = match (device, target) {
+        (Some(bytes), _) => bytes,
+        (None, Target::Cuda(context)) => {
+            let free = free_bytes(context, &plan.devices)?;
+            free - free / DEVICE_SHARE_LEFT
+        }
+        (None, _) => at_hand() / HOST_SHARE,
+    };
+    let host = host.unwrap_or_else(|| (at_hand() / HOST_SHARE).min(everything));
+    Ok((device, host))
+}
+
+fn free_bytes(context: &Arc<Context>, devices: &BTreeMap<u32, DeviceInfo>) -> Result<u64, Error> {
+    let (free, _) =
+        context.memory_bytes().map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
+    let all = devices.get(&context.ordinal()).map_or(free, |info| info.memory_bytes);
+    Ok(free.min(all))
+}
+
+pub(super) fn room((device_bytes, host_bytes): (u64, u64), plan: &Plan) -> Room {
+    let slots = host_bytes / plan.staging.slot_bytes.max(1);
+    Room { device_bytes, host_slots: usize::try_from(slots).unwrap_or(usize::MAX) }
+}
+
+pub(super) fn too_small(budget_bytes: u64, units: &[Arc<Unit>], sizes: &[UnitSize]) -> Error {
+    let least_bytes = Split::least_bytes(sizes);
+    let largest = units.iter().zip(sizes).max_by_key(|(_, size)| size.device_bytes);
+    let layer = largest.map_or_else(String::new, |(unit, _)| unit.name.clone());
+    Error::Budget { budget_bytes, least_bytes, layer }
+}
