@@ -82,7 +82,7 @@ pub use loaded::{Loaded, Tensor, TensorPart};
 pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Prefetch, Reclaim, Repack};
 pub use mode::{LoadMode, ModeSpec};
 pub use model::Model;
-pub use pipeline::{Load, Progress};
+pub use pipeline::{Landing, Load, LoadStream, Progress};
 pub use plan::{BackendPlan, FilePlan, Plan};
 pub use report::{
     BackendReport, DeviceReport, FallbackReport, FileReport, LoadReport, MemoryReport,

@@ -8,3 +8,6 @@ pub mod cuda {}
 
 #[doc = include_str!("streaming.md")]
 pub mod streaming {}
+
+#[doc = include_str!("embedding.md")]
+pub mod embedding {}

@@ -1,9 +1,8 @@
 //! Mapped tensors that have come into memory are told like those that were copied.
 
-use super::upload::Landed;
+use super::landing::Announcer;
 use crate::loaded::Tensors;
 use crate::plan::Plan;
-use crossbeam_channel::Sender;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) fn announcer(
     plan: &Plan,
     tensors: &Arc<Tensors>,
-    landed: &Sender<Landed>,
+    landed: &Announcer,
     placed_bytes: &Arc<AtomicU64>,
 ) -> Box<dyn Fn(u64) + Send + Sync> {
     let catalog = plan.model.shared_catalog();
@@ -32,8 +31,7 @@ pub(super) fn announcer(
             *announced += 1;
             tensors.resident.note_tensor();
             placed_bytes.fetch_add(catalog.tensors()[tensor].bytes, Ordering::Relaxed);
-            // The channel holds every tensor of the plan: sending never waits.
-            let _ = landed.send(Landed(tensor));
+            landed.announce(tensor);
         }
     })
 }

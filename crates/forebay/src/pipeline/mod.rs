@@ -13,7 +13,9 @@
 //! Every channel is bounded by the plan, and no thread ever waits for the caller's; so a slow
 //! caller slows nothing down, and a caller that stops can always be joined.
 
+mod asynchronous;
 mod bring;
+mod landing;
 mod memory;
 mod settle;
 mod staging;
@@ -37,6 +39,7 @@ use forebay_io::{
 };
 use forebay_mem::numa::Placed;
 use forebay_mem::{Alignment, LockReport};
+use landing::{Announcer, Landed, Landings};
 use memory::{Arena, Arenas, lock, ranges_to_bring, reclaimable, reserve_arenas};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,8 +47,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use threads::{Joined, Threads, Work};
 use timeline::Timeline;
-use upload::{Landed, UploadJob, UploadOutcome};
+use upload::{UploadJob, UploadOutcome};
 
+pub use asynchronous::{Landing, LoadStream};
 pub(crate) use memory::{Contexts, Mappings, contexts, map_files};
 pub(crate) use settle::check_identities;
 pub(crate) use staging::Staging as StagingMemory;
@@ -82,6 +86,7 @@ pub struct Load {
     tensors: Arc<Tensors>,
     ready: VecDeque<usize>,
     landed: Receiver<Landed>,
+    landings: Arc<Landings>,
     threads: Option<Threads>,
     /// Let go of after the threads have ended: devices copy from it until then.
     pinned: Option<cuda::Staging>,
@@ -166,7 +171,7 @@ impl Load {
             if contexts.is_empty() { Duration::ZERO } else { waited + started.elapsed() };
         let host_arenas: Vec<_> = arenas.iter().filter_map(Arena::host).cloned().collect();
         let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
-        let (landed_sender, landed) = bounded(plan.homes.len() + 1);
+        let (announcer, landed, landings) = Announcer::new(plan.homes.len());
         let own_slab = pinned.is_none().then(|| &**slab.region());
         let mut numa = numa::place(plan.options.numa, &host_arenas, own_slab);
         numa.extend(pinned.iter().flat_map(told_placed));
@@ -178,7 +183,7 @@ impl Load {
             ranges,
             reads_end,
             cancel: cancel.clone(),
-            on_resident: bring::announcer(plan, &tensors, &landed_sender, &placed_bytes),
+            on_resident: bring::announcer(plan, &tensors, &announcer, &placed_bytes),
             trace: timeline.as_ref().map(|timeline| timeline.of_prefetch(plan)),
         });
         let upload = UploadJob {
@@ -186,7 +191,7 @@ impl Load {
             plan: upload::UploadPlan::new(plan),
             full: full_receiver,
             free: free_sender,
-            landed: landed_sender,
+            landed: announcer,
             placed_bytes: Arc::clone(&placed_bytes),
             waits: timeline.as_ref().map(Timeline::of_waits),
         };
@@ -223,6 +228,7 @@ impl Load {
             tensors,
             ready: VecDeque::new(),
             landed,
+            landings,
             threads: Some(threads),
             pinned,
             locked,
@@ -281,6 +287,7 @@ impl Load {
             let comes = plan.residence.prefetch && tensor.bytes > 0;
             if plan.homes[index] == Home::Mapped && !comes {
                 self.ready.push_back(index);
+                self.landings.note(index);
                 bytes += tensor.bytes;
             }
         }
@@ -312,6 +319,13 @@ impl Load {
             *called = Some(Instant::now());
             callback(progress);
         }
+    }
+
+    /// Nothing more lands: why, unless all went well.
+    fn end(&mut self) -> Option<Error> {
+        let error = self.settle().err()?;
+        self.failed = true;
+        Some(error)
     }
 
     /// Joins the threads and finds out how it went.
@@ -364,13 +378,7 @@ impl Iterator for Load {
         if let Some(index) = self.wait_for_landed() {
             return Some(Ok(self.tensors.get(index)));
         }
-        match self.settle() {
-            Ok(()) => None,
-            Err(error) => {
-                self.failed = true;
-                Some(Err(error))
-            }
-        }
+        self.end().map(Err)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The uploader's thread: full slots in, free slots and landed tensors out.
 
+use super::landing::Announcer;
 use super::timeline::Waits;
 use crate::plan::{ArenaPlan, Home, Plan};
 use crossbeam_channel::{Receiver, Sender, never, select};
@@ -9,9 +10,6 @@ use forebay_mem::{Free, Slot};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-/// A tensor is whole, by its index in the catalog.
-pub(super) struct Landed(pub(super) usize);
 
 /// What the uploader knows of the plan.
 pub(super) struct UploadPlan {
@@ -58,7 +56,7 @@ pub(super) struct UploadJob {
     pub(super) plan: UploadPlan,
     pub(super) full: Receiver<Filled>,
     pub(super) free: Sender<Slot<Free>>,
-    pub(super) landed: Sender<Landed>,
+    pub(super) landed: Announcer,
     pub(super) placed_bytes: Arc<AtomicU64>,
     /// What records them on a timeline, if anything does.
     pub(super) waits: Option<Waits>,
@@ -200,7 +198,6 @@ impl UploadJob {
             outcome.first_placed.get_or_insert(now);
             outcome.last_placed = Some(now);
         }
-        // The channel holds every tensor of the plan: sending never waits, and nobody may listen.
-        let _ = self.landed.send(Landed(tensor));
+        self.landed.announce(tensor);
     }
 }
