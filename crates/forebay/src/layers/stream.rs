@@ -1,16 +1,16 @@
 //! The stream of layers, as the caller drives it.
 
+use super::builder::LayerStreamBuilder;
 use super::layer::Layer;
 use super::report::{PassReport, StreamReport, TierBytes};
 use super::running::{Running, Setup, Target};
 use super::setting::{HostDevice, budgets, check, hold, room, too_small};
 use super::supply::{Command, Landed, Order};
 use super::tiers::{Rates, Split, Tier, UnitSize};
-use super::units::{Grouped, Grouping, Unit, kind, units};
+use super::units::{Grouped, Unit, kind, units};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::loaded::{TensorMemory, Tensors};
-use crate::loader::Options;
 use crate::model::Model;
 use crate::pipeline::{Contexts, Mappings, WAIT_MIN, contexts, map_files};
 use crate::plan::{Home, Plan};
@@ -20,11 +20,11 @@ use crate::warm_up::WarmUp;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use forebay_device::cuda::Context;
 use forebay_device::{ArenaWatch, BayArena};
-use forebay_io::{Cancel, Fault};
+use forebay_io::Cancel;
 use forebay_mem::PageLock;
 use forebay_trace::{Arg, Trace};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -33,91 +33,6 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A split that is predicted to take less than this share of the time is worth reading anew for.
 const WORTH_IT: f64 = 0.9;
-
-/// Says what to stream and how, then starts.
-pub struct LayerStreamBuilder {
-    path: PathBuf,
-    options: Options,
-    device_budget: Option<u64>,
-    host_budget: Option<u64>,
-    grouping: Option<Box<Grouping>>,
-    passes: Option<u64>,
-    cancel: Cancel,
-    trace: Option<Trace>,
-    fault: Option<Box<dyn Fault>>,
-}
-
-impl LayerStreamBuilder {
-    /// The device, the placement of tensors that stay on the CPU, the load mode, the engine and the
-    /// staging memory. Exactly one device; tensors of the CPU stay mapped.
-    #[must_use]
-    pub fn options(mut self, options: Options) -> Self {
-        self.options = options;
-        self
-    }
-
-    /// Bytes that weights may take on the device. If not given: nine tenths of what a GPU has free,
-    /// or half of the memory at hand for the stand-in `host`.
-    #[must_use]
-    pub fn device_budget(mut self, bytes: u64) -> Self {
-        self.device_budget = Some(bytes);
-        self
-    }
-
-    /// Bytes of (pinned) host memory that may keep layers between passes, beside the staging
-    /// memory. If not given: half of the memory at hand.
-    #[must_use]
-    pub fn host_budget(mut self, bytes: u64) -> Self {
-        self.host_budget = Some(bytes);
-        self
-    }
-
-    /// Groups tensors by a number for each name; the groups are used in the order of the numbers.
-    /// If not given: by layer (`blk.N.`, `model.layers.N.`, `transformer.h.N.`, …), with the
-    /// embeddings before and the rest behind.
-    #[must_use]
-    pub fn group_by(mut self, group: impl Fn(&str) -> u32 + Send + Sync + 'static) -> Self {
-        self.grouping = Some(Box::new(group));
-        self
-    }
-
-    /// How many passes there will be, so that nothing is brought for another one.
-    #[must_use]
-    pub fn passes(mut self, passes: u64) -> Self {
-        self.passes = Some(passes);
-        self
-    }
-
-    /// Lets `cancel` stop the stream from any thread.
-    #[must_use]
-    pub fn cancel_with(mut self, cancel: &Cancel) -> Self {
-        self.cancel = cancel.clone();
-        self
-    }
-
-    /// Records reads, uploads, waits and layers on a timeline.
-    #[must_use]
-    pub fn trace(mut self, trace: &Trace) -> Self {
-        self.trace = Some(trace.clone());
-        self
-    }
-
-    /// For tests of the stream itself: tampers with what the engines see.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn fault(mut self, fault: Box<dyn Fault>) -> Self {
-        self.fault = Some(fault);
-        self
-    }
-
-    /// Opens, plans and starts; the first layers are on their way when it returns.
-    ///
-    /// # Errors
-    /// As [`crate::Loader::start`]; [`Error::Budget`] where the largest layer does not fit.
-    pub fn start(self) -> Result<LayerStream, Error> {
-        LayerStream::start(self)
-    }
-}
 
 /// The layers of a model, in turn, again and again, on a device that need not have room for all of
 /// them.
@@ -229,20 +144,10 @@ impl LayerStream {
     /// A stream of the model at `path`, with every option at its default. Opens nothing yet.
     #[must_use]
     pub fn builder(path: impl AsRef<Path>) -> LayerStreamBuilder {
-        LayerStreamBuilder {
-            path: path.as_ref().to_owned(),
-            options: Options::default(),
-            device_budget: None,
-            host_budget: None,
-            grouping: None,
-            passes: None,
-            cancel: Cancel::default(),
-            trace: None,
-            fault: None,
-        }
+        LayerStreamBuilder::new(path.as_ref())
     }
 
-    fn start(builder: LayerStreamBuilder) -> Result<Self, Error> {
+    pub(super) fn start(builder: LayerStreamBuilder) -> Result<Self, Error> {
         let LayerStreamBuilder { path, options, grouping, passes, cancel, trace, fault, .. } =
             builder;
         let warm_up = WarmUp::begin(&options);
