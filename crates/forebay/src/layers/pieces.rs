@@ -221,7 +221,7 @@ impl Drop for Lands {
 
 /// A piece on its way: a future on any runtime, or to be waited for.
 ///
-/// It yields [`Error::AlreadyReported`] if the fetcher has ended by then; [`Fetcher::check`] says
+/// It yields [`Error::AlreadyReported`] if the fetcher has ended by then; [`Fetcher::check`](crate::Fetcher::check) says
 /// why.
 pub struct Fetch {
     pub(super) shared: Arc<Shared>,
@@ -235,7 +235,7 @@ impl Fetch {
     /// Waits until it is there.
     ///
     /// # Errors
-    /// [`Error::AlreadyReported`] if the fetcher has ended; [`Fetcher::check`] says why.
+    /// [`Error::AlreadyReported`] if the fetcher has ended; [`Fetcher::check`](crate::Fetcher::check) says why.
     pub fn wait(mut self) -> Result<Tensor, Error> {
         let shared = Arc::clone(&self.shared);
         let mut state = lock(&shared.state);
