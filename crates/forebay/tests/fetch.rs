@@ -5,7 +5,7 @@ mod support;
 
 use forebay::{
     CachePolicy, Cancel, EngineChoice, Errno, Error, FailureKind, Fetch, FetchStats, Fetcher,
-    FetcherBuilder, Lfu, Model, Options, Piece, Pinned, Tensor,
+    FetcherBuilder, Lfu, Model, Piece, Pinned, Tensor,
 };
 use forebay_io::{Fault, Op};
 use forebay_tests::{Answer, Rule, Script};
@@ -18,26 +18,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
-use support::{TestModel, alone, is_without_load_threads, on_a_thread, scratch, status_kib};
+use support::{
+    TestModel, alone, is_without_load_threads, on_a_thread, scratch, small_slots, status_kib,
+};
 
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Threads];
 /// Of a slice of `even`: two blocks, so that it takes as much of the device as of the file.
 const SLICE: u64 = 8192;
 
-fn options(mode: &str, engine: EngineChoice) -> Options {
-    let mut options = Options::default();
-    options.device = "host".parse().unwrap();
-    options.load_mode = mode.parse().unwrap();
-    // Mappings are copied out of by threads alone.
-    options.engine = if mode == "mmap" { EngineChoice::Auto } else { engine };
-    options.chunk_bytes = Some(32 << 10);
-    options.staging_bytes = Some(256 << 10);
-    options
-}
-
 fn fetcher(model: &TestModel, budget: u64) -> FetcherBuilder {
     let builder = Fetcher::builder(&model.path).device_budget(budget);
-    builder.options(options("dio", EngineChoice::Auto))
+    builder.options(small_slots("dio", EngineChoice::Auto))
 }
 
 /// Experts of several sizes, and what may lie beside them.
@@ -118,7 +109,7 @@ fn slices_are_those_of_the_file_and_nothing_else_is_read() {
     for engine in ENGINES {
         for mode in ["dio", "none", "mmap", "auto"] {
             let seen = Seen::default();
-            let builder = fetcher(&model, 4 << 20).options(options(mode, engine));
+            let builder = fetcher(&model, 4 << 20).options(small_slots(mode, engine));
             let fetcher = builder.fault(Box::new(seen.clone())).start().unwrap();
             assert_eq!((fetcher.budget_bytes(), fetcher.stats()), (4 << 20, FetchStats::default()));
             let names: Vec<&String> = model.tensors.keys().collect();
@@ -282,7 +273,7 @@ fn what_is_in_use_stays_right_whatever_is_fetched_meanwhile() {
     let _alone = alone();
     let model = even(64);
     for engine in ENGINES {
-        let builder = fetcher(&model, 6 * SLICE).options(options("dio", engine));
+        let builder = fetcher(&model, 6 * SLICE).options(small_slots("dio", engine));
         let fetcher = builder.start().unwrap();
         let held = held(&fetcher, 3);
         let mut random = fastrand::Rng::with_seed(2);
@@ -356,7 +347,7 @@ fn any_number_of_wishes_can_be_given_up_at_any_moment() {
         let fetcher = on_a_thread("wishes", move || {
             let (waited, dropped) = counts;
             let model = of_model;
-            let builder = fetcher(&model, 7 * SLICE).options(options("none", engine));
+            let builder = fetcher(&model, 7 * SLICE).options(small_slots("none", engine));
             let fetcher = builder.start().unwrap();
             std::thread::scope(|scope| {
                 for thread in 0..4 {
@@ -557,7 +548,7 @@ fn refusal(result: Result<Fetch, Error>) -> String {
 fn what_can_not_be_fetched_is_refused_at_once() {
     let _alone = alone();
     let model = uneven();
-    let mut options = options("dio", EngineChoice::Auto);
+    let mut options = small_slots("dio", EngineChoice::Auto);
     options.load_mode = "device=dio,cpu=mmap".parse().unwrap();
     options.place.push("^e\\.=cpu".parse().unwrap());
     let builder = fetcher(&model, 100_000).options(options);
@@ -591,7 +582,7 @@ fn slices_that_do_not_lie_together_are_refused() {
         let path = file.unwrap().path();
         let Ok(model) = Model::open(&path) else { continue };
         let builder = Fetcher::builder(&path).device_budget(1 << 20);
-        let fetcher = builder.options(options("none", EngineChoice::Auto)).start().unwrap();
+        let fetcher = builder.options(small_slots("none", EngineChoice::Auto)).start().unwrap();
         for tensor in model.catalog().tensors() {
             let order = model.catalog().metadata().get(&format!("ptd.dim_order.{}", tensor.name));
             if order.is_some() {
@@ -627,7 +618,7 @@ fn slices_of_parts_of_bytes_are_refused() {
     file.extend(0_u8..68);
     std::fs::write(&path, file).unwrap();
     let builder = Fetcher::builder(&path).device_budget(1 << 20);
-    let fetcher = builder.options(options("none", EngineChoice::Auto)).start().unwrap();
+    let fetcher = builder.options(small_slots("none", EngineChoice::Auto)).start().unwrap();
     refusal(fetcher.fetch("vector", 0..32, 0));
     refusal(fetcher.fetch("vector", 3..4, 0));
     let whole = fetcher.fetch("vector", 0..64, 0).unwrap().wait().unwrap();
@@ -642,7 +633,7 @@ fn a_read_that_fails_ends_all_that_waits_and_is_told_once() {
         let model = Arc::clone(&model);
         on_a_thread("fails", move || {
             let script = Script::new(Rule::new(Answer::Errno(Errno::EIO)).after(3).times(1));
-            let builder = fetcher(&model, 20 * SLICE).options(options("dio", engine));
+            let builder = fetcher(&model, 20 * SLICE).options(small_slots("dio", engine));
             let fetcher = builder.fault(Box::new(script)).start().unwrap();
             fetcher.check().unwrap();
             let known = held(&fetcher, 1);
@@ -682,7 +673,7 @@ fn cancelling_and_dropping_end_a_fetcher_at_any_moment() {
         on_a_thread(&format!("round {round}"), move || {
             let cancel = Cancel::default();
             let builder = fetcher(&model, 6 * SLICE).cancel_with(&cancel);
-            let builder = builder.options(options("dio", ENGINES[round % 2]));
+            let builder = builder.options(small_slots("dio", ENGINES[round % 2]));
             let fetcher = builder.start().unwrap();
             let mut wishes: Vec<Fetch> = (0..random.u64(..30))
                 .map(|slice| fetcher.fetch("experts", slice..slice + 1, 0).unwrap())

@@ -5,7 +5,7 @@ mod support;
 
 use forebay::{
     Backend, Cancel, EngineChoice, Errno, Error, FailureKind, GpuLayers, Layer, LayerStream,
-    LayerStreamBuilder, Options, Tensor, Tier,
+    LayerStreamBuilder, Tensor, Tier,
 };
 use forebay_io::{Fault, Op};
 use forebay_tests::{Answer, Rule, Script};
@@ -14,26 +14,14 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{TestModel, alone, is_without_load_threads, on_a_thread, status_kib};
+use support::{TestModel, alone, is_without_load_threads, on_a_thread, small_slots, status_kib};
 
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Threads];
 const MODES: [&str; 4] = ["dio", "none", "mmap", "auto"];
 const KIB: usize = 1 << 10;
 
-/// Small slots, so that a layer takes several.
-fn options(mode: &str, engine: EngineChoice) -> Options {
-    let mut options = Options::default();
-    options.device = "host".parse().unwrap();
-    options.load_mode = mode.parse().unwrap();
-    // Mappings are copied out of by threads alone.
-    options.engine = if mode == "mmap" { EngineChoice::Auto } else { engine };
-    options.chunk_bytes = Some(32 << 10);
-    options.staging_bytes = Some(256 << 10);
-    options
-}
-
 fn stream(model: &TestModel, budget: u64) -> LayerStreamBuilder {
-    let options = options("dio", EngineChoice::Auto);
+    let options = small_slots("dio", EngineChoice::Auto);
     LayerStream::builder(&model.path).options(options).device_budget(budget).host_budget(0)
 }
 
@@ -150,7 +138,7 @@ fn every_layer_of_every_pass_has_the_bytes_of_the_file() {
                 for host in [0, all / 4, 2 * all] {
                     let what = format!("{engine:?} {mode} {budget} {host}");
                     let mut stream = LayerStream::builder(&model.path)
-                        .options(options(mode, engine))
+                        .options(small_slots(mode, engine))
                         .device_budget(budget)
                         .host_budget(host)
                         .start()
@@ -194,7 +182,7 @@ fn only_what_is_in_no_tier_is_read_again() {
         for host in [0, all / 4, 2 * all] {
             let seen = Seen::default();
             let mut stream = LayerStream::builder(&model.path)
-                .options(options("dio", engine))
+                .options(small_slots("dio", engine))
                 .device_budget(all / 2)
                 .host_budget(host)
                 // Of two passes, the first is not measured for a better split.
@@ -255,7 +243,7 @@ fn tensors_of_the_cpu_stay_mapped_and_come_with_their_layer() {
     let model = Arc::new(uneven());
     for mode in ["auto", "device=dio,cpu=mmap", "mmap"] {
         for rule in ["part0=cpu", "layers\\.[0-4]\\.=cpu", "embed|lm_head=cpu", ".=cpu"] {
-            let mut options = options(mode, EngineChoice::Auto);
+            let mut options = small_slots(mode, EngineChoice::Auto);
             options.place.push(rule.parse().unwrap());
             let is_on_cpu = |tensor: &Tensor| tensor.backend() == Backend::Cpu;
             let budget = least_bytes(&model) + 70 * KIB as u64;
@@ -279,7 +267,7 @@ fn tensors_of_the_cpu_stay_mapped_and_come_with_their_layer() {
             });
         }
     }
-    let mut none = options("auto", EngineChoice::Auto);
+    let mut none = small_slots("auto", EngineChoice::Auto);
     none.gpu_layers = GpuLayers::Count(0);
     let builder = LayerStream::builder(&model.path).options(none).device_budget(0);
     on_a_thread("nothing on the device", move || {
@@ -400,7 +388,7 @@ fn a_tensor_that_is_held_stays_right_while_others_come() {
     let _alone = alone();
     let model = even(10, 50 * KIB + 3);
     for engine in ENGINES {
-        let builder = LayerStream::builder(&model.path).options(options("dio", engine));
+        let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
         let builder = builder.device_budget(3 * 51 * KIB as u64).host_budget(100 * KIB as u64);
         let mut stream = builder.start().unwrap();
         let mut held: Option<Tensor> = None;
@@ -429,7 +417,7 @@ fn dropping_a_stream_at_any_moment_leaves_nothing_and_what_was_handed_out_is_rig
     for round in 0..120 {
         let (mode, engine) = (MODES[round % 4], ENGINES[round / 4 % 2]);
         let budget = all / [1, 2, 4][random.usize(..3)] + 256 * 1024;
-        let builder = LayerStream::builder(&model.path).options(options(mode, engine));
+        let builder = LayerStream::builder(&model.path).options(small_slots(mode, engine));
         let builder = builder.device_budget(budget).host_budget(random.u64(..all));
         let mut stream = builder.start().unwrap();
         let mut last = None;
@@ -466,7 +454,7 @@ fn a_failed_read_names_file_and_tensor_once() {
     for engine in ENGINES {
         for after in [0, 7, 40] {
             let script = Script::new(Rule::new(Answer::Errno(Errno::EIO)).after(after).times(1));
-            let builder = LayerStream::builder(&model.path).options(options("dio", engine));
+            let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
             let builder = builder.device_budget(bytes_of(&model) / 4).host_budget(0).passes(2);
             let stream = builder.fault(Box::new(script)).start().unwrap();
             let (mut stream, error) = error_of(stream);
@@ -492,7 +480,7 @@ fn a_file_that_changes_ends_the_stream() {
             // Clocks of file times are coarse.
             std::thread::sleep(Duration::from_millis(20));
             let builder = LayerStream::builder(&model.path);
-            let builder = builder.options(options(mode, EngineChoice::Auto));
+            let builder = builder.options(small_slots(mode, EngineChoice::Auto));
             let mut stream =
                 builder.device_budget(200 * KIB as u64).host_budget(0).start().unwrap();
             pass(&model, &mut stream);
@@ -521,7 +509,7 @@ fn cancelling_ends_the_stream_wherever_it_is() {
     for before in [0, 1, 5, 11] {
         for engine in ENGINES {
             let cancel = Cancel::default();
-            let builder = LayerStream::builder(&model.path).options(options("dio", engine));
+            let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
             let builder = builder.device_budget(200 * KIB as u64).cancel_with(&cancel);
             let mut stream = builder.host_budget(0).start().unwrap();
             for _ in 0..before {
@@ -552,7 +540,7 @@ fn refusals_are_stepped_down_exactly_and_reported() {
         let short = Rule::new(Answer::AnyShort(fastrand::Rng::with_seed(3))).times(300);
         let script = Script::default().and(refusal).and(short);
         let changed = script.changed();
-        let builder = LayerStream::builder(&model.path).options(options("dio", engine));
+        let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
         let builder = builder.device_budget(bytes_of(&model) / 4).host_budget(0).passes(3);
         let mut stream = builder.fault(Box::new(script)).start().unwrap();
         for _ in 0..3 {
@@ -658,7 +646,7 @@ fn what_can_not_be_streamed_is_refused() {
     let model = uneven();
     let (all, layer) = (bytes_of(&model), "layers\\.1\\.=cpu");
     for mode in ["device=dio,cpu=none", "device=dio,cpu=mlock"] {
-        let mut options = options(mode, EngineChoice::Auto);
+        let mut options = small_slots(mode, EngineChoice::Auto);
         options.place.push(layer.parse().unwrap());
         let builder = LayerStream::builder(&model.path).options(options).device_budget(all);
         let error = builder.start().map(drop).unwrap_err();

@@ -2,14 +2,12 @@
 
 use super::cache::{CachePolicy, Lru, Piece};
 use super::pieces::{Entry, Fetch, FetchStats, Lands, Shared, State, Waiting, lock, slice, slices};
-use super::running::{Ended, Running, Setup, Target};
-use super::setting::{budgets, check};
+use super::running::{Ended, Running, Setup};
+use super::setting::Ground;
 use super::supply::{Command, Order, Work};
-use super::units::kind;
 use crate::error::Error;
 use crate::loader::Options;
 use crate::model::Model;
-use crate::pipeline::{contexts, map_files};
 use crate::plan::{Home, Plan};
 use crate::report::FallbackReport;
 use forebay_device::ArenaLayout;
@@ -132,15 +130,12 @@ impl Fetcher {
 
     fn start(builder: FetcherBuilder) -> Result<Self, Error> {
         let FetcherBuilder { path, options, budget, policy, cancel, trace, fault } = builder;
-        let model = Model::open(&path)?;
-        let units: Vec<usize> = (0..model.catalog().tensors().len()).collect();
-        let plan = Arc::new(Plan::for_stream(&model, &options, &units)?);
-        check(&plan)?;
-        let contexts = contexts(&plan)?;
-        let target = Target::new(kind(&plan), &contexts)?;
-        let mappings = map_files(&plan)?;
+        // Each tensor comes by itself.
+        let units = |model: &Model| (0..model.catalog().tensors().len()).collect::<Vec<_>>();
+        let (ground, _) = Ground::open(&path, &options, units)?;
+        let plan = Arc::clone(&ground.plan);
         let all: u64 = plan.arenas.iter().map(|arena| arena.layout.bytes + 256).sum();
-        let (at_most, _) = budgets((budget, Some(0)), &target, &plan)?;
+        let (at_most, _) = ground.budgets((budget, Some(0)))?;
         // More than all of it is never there.
         let budget = if budget.is_some() { at_most } else { at_most.min(all) };
         let state = State {
@@ -152,12 +147,9 @@ impl Fetcher {
             stats: FetchStats::default(),
             has_ended: false,
         };
-        let context = target.context().cloned();
+        let context = ground.target.context().cloned();
         let setup = Setup {
-            plan: &plan,
-            contexts: &contexts,
-            target: &target,
-            mappings: &mappings,
+            ground: &ground,
             pool_bytes: budget,
             trace: trace.as_ref(),
             reserved: Vec::new(),

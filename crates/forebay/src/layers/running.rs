@@ -1,11 +1,11 @@
 //! The threads of a stream, their memory, and how they end.
 
-use super::setting::HostDevice;
+use super::setting::{Ground, HostDevice};
 use super::supply::{Command, Counters, Failure, Reports, State, Supply, SupplyOutcome, TagLabels};
 use crate::error::{Error, ReadContext};
 use crate::numa;
 use crate::pipeline::{
-    Contexts, Mappings, StagingMemory, buffered_by_workers, check_identities, fed_schedule,
+    Contexts, StagingMemory, buffered_by_workers, check_identities, fed_schedule,
 };
 use crate::plan::{ArenaKind, Plan};
 use crossbeam_channel::{Sender, bounded, unbounded};
@@ -65,11 +65,7 @@ impl Target {
 
 /// What a stream is started with.
 pub(super) struct Setup<'stream> {
-    /// Its staging has the slots that are kept, too.
-    pub(super) plan: &'stream Arc<Plan>,
-    pub(super) contexts: &'stream Contexts,
-    pub(super) target: &'stream Target,
-    pub(super) mappings: &'stream Mappings,
+    pub(super) ground: &'stream Ground,
     pub(super) pool_bytes: u64,
     /// Where what is done is recorded, if it is.
     pub(super) trace: Option<&'stream Trace>,
@@ -100,7 +96,8 @@ impl Running {
         cancel: &Cancel,
         reports: impl FnOnce(HostDevice) -> Box<dyn Reports>,
     ) -> Result<Self, Error> {
-        let Setup { plan, contexts, target, mappings, pool_bytes, reserved, trace, fault } = setup;
+        let Setup { ground, pool_bytes, reserved, trace, fault } = setup;
+        let Ground { plan, contexts, target, mappings, .. } = ground;
         // The caller's flag may serve others too: ending this one must not set it.
         let cancel = cancel.child();
         let (returned_sender, returned) = bounded(1);

@@ -2,17 +2,20 @@
 
 use super::running::Target;
 use super::tiers::{Room, Split, UnitSize};
-use super::units::Unit;
+use super::units::{Unit, kind};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::loaded::HeldPart;
-use crate::loader::{Prefetch, Reclaim, Repack};
+use crate::loader::{Options, Prefetch, Reclaim, Repack};
 use crate::mode::LoadMode;
+use crate::model::Model;
+use crate::pipeline::{Contexts, Mappings, contexts, map_files};
 use crate::plan::{Home, Plan};
-use forebay_device::cuda::{Context, DeviceInfo, HostRegistration};
+use crate::warm_up::WarmUp;
+use forebay_device::cuda::HostRegistration;
 use forebay_device::{BayArena, DeviceError};
 use forebay_mem::memory_at_hand;
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Of a GPU's free memory, `auto` leaves this much to what is no weight.
@@ -34,8 +37,69 @@ pub(super) fn hold(arena: &BayArena, tensor: usize, host_device: &HostDevice) ->
     }
 }
 
+/// A model whose files are open, and the device that parts of it come to and go from.
+pub(super) struct Ground {
+    pub(super) plan: Arc<Plan>,
+    pub(super) contexts: Contexts,
+    pub(super) target: Target,
+    pub(super) mappings: Mappings,
+    /// Of staging, without those that keep what they hold.
+    staging_slots: usize,
+}
+
+impl Ground {
+    /// Opens and plans, with the unit of each tensor as `units` says, and makes the device ready
+    /// meanwhile.
+    pub(super) fn open<Units: AsRef<[usize]>>(
+        path: &Path,
+        options: &Options,
+        units: impl FnOnce(&Model) -> Units,
+    ) -> Result<(Self, Units), Error> {
+        let warm_up = WarmUp::begin(options);
+        let model = Model::open(path)?;
+        let units = units(&model);
+        let plan = Plan::for_stream(&model, options, units.as_ref())?;
+        check(&plan)?;
+        let _ready = warm_up.finish();
+        let contexts = contexts(&plan)?;
+        let target = Target::new(kind(&plan), &contexts)?;
+        let mappings = map_files(&plan)?;
+        let (staging_slots, plan) = (plan.staging.slots, Arc::new(plan));
+        Ok((Self { plan, contexts, target, mappings, staging_slots }, units))
+    }
+
+    /// Gives staging so many slots more, which keep what they hold.
+    pub(super) fn hold_slots(&mut self, held: usize) {
+        Arc::make_mut(&mut self.plan).staging.slots = self.staging_slots + held;
+    }
+
+    /// Bytes that weights may take on the device and on the host, as given or as there is room.
+    pub(super) fn budgets(&self, given: (Option<u64>, Option<u64>)) -> Result<(u64, u64), Error> {
+        let at_hand = || memory_at_hand().map_or(u64::MAX, |memory| memory.bytes);
+        let device = match (given.0, &self.target) {
+            (Some(bytes), _) => bytes,
+            (None, Target::Cuda(context)) => {
+                let memory = context.memory_bytes();
+                let (free, _) =
+                    memory.map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
+                free - free / DEVICE_SHARE_LEFT
+            }
+            (None, _) => at_hand() / HOST_SHARE,
+        };
+        let everything = self.plan.model.catalog().bytes();
+        let host = given.1.unwrap_or_else(|| (at_hand() / HOST_SHARE).min(everything));
+        Ok((device, host))
+    }
+
+    /// What these budgets are room for.
+    pub(super) fn room(&self, (device_bytes, host_bytes): (u64, u64)) -> Room {
+        let slots = host_bytes / self.plan.staging.slot_bytes.max(1);
+        Room { device_bytes, host_slots: usize::try_from(slots).unwrap_or(usize::MAX) }
+    }
+}
+
 /// What a stream can't do.
-pub(super) fn check(plan: &Plan) -> Result<(), Error> {
+fn check(plan: &Plan) -> Result<(), Error> {
     if plan.arenas.iter().any(|arena| arena.backend == Backend::Cpu) {
         return Err(Error::option(
             "--load-mode",
@@ -73,38 +137,6 @@ pub(super) fn check(plan: &Plan) -> Result<(), Error> {
         ));
     }
     Ok(())
-}
-
-/// The device's and the host's.
-pub(super) fn budgets(
-    (device, host): (Option<u64>, Option<u64>),
-    target: &Target,
-    plan: &Plan,
-) -> Result<(u64, u64), Error> {
-    let at_hand = || memory_at_hand().map_or(u64::MAX, |memory| memory.bytes);
-    let everything = plan.model.catalog().bytes();
-    let device = match (device, target) {
-        (Some(bytes), _) => bytes,
-        (None, Target::Cuda(context)) => {
-            let free = free_bytes(context, &plan.devices)?;
-            free - free / DEVICE_SHARE_LEFT
-        }
-        (None, _) => at_hand() / HOST_SHARE,
-    };
-    let host = host.unwrap_or_else(|| (at_hand() / HOST_SHARE).min(everything));
-    Ok((device, host))
-}
-
-fn free_bytes(context: &Arc<Context>, devices: &BTreeMap<u32, DeviceInfo>) -> Result<u64, Error> {
-    let (free, _) =
-        context.memory_bytes().map_err(|refusal| DeviceError::driver(&context.name(), refusal))?;
-    let all = devices.get(&context.ordinal()).map_or(free, |info| info.memory_bytes);
-    Ok(free.min(all))
-}
-
-pub(super) fn room((device_bytes, host_bytes): (u64, u64), plan: &Plan) -> Room {
-    let slots = host_bytes / plan.staging.slot_bytes.max(1);
-    Room { device_bytes, host_slots: usize::try_from(slots).unwrap_or(usize::MAX) }
 }
 
 pub(super) fn too_small(budget_bytes: u64, units: &[Arc<Unit>], sizes: &[UnitSize]) -> Error {

@@ -3,20 +3,19 @@
 use super::builder::LayerStreamBuilder;
 use super::layer::Layer;
 use super::report::{PassReport, StreamReport, TierBytes};
-use super::running::{Running, Setup, Target};
-use super::setting::{HostDevice, budgets, check, hold, room, too_small};
+use super::running::{Running, Setup};
+use super::setting::{Ground, HostDevice, hold, too_small};
 use super::supply::{Command, Landed, Order};
 use super::tiers::{Rates, Split, Tier, UnitSize};
-use super::units::{Grouped, Unit, kind, units};
+use super::units::{Grouped, Unit, units};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::loaded::{TensorMemory, Tensors};
 use crate::model::Model;
-use crate::pipeline::{Contexts, Mappings, WAIT_MIN, contexts, map_files};
-use crate::plan::{Home, Plan};
+use crate::pipeline::WAIT_MIN;
+use crate::plan::Home;
 use crate::report::FallbackReport;
 use crate::resident::Resident;
-use crate::warm_up::WarmUp;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use forebay_device::cuda::Context;
 use forebay_device::{ArenaWatch, BayArena};
@@ -64,10 +63,7 @@ const WORTH_IT: f64 = 0.9;
 pub struct LayerStream {
     units: Vec<Arc<Unit>>,
     sizes: Vec<UnitSize>,
-    plan: Arc<Plan>,
-    contexts: Contexts,
-    target: Target,
-    mappings: Mappings,
+    ground: Ground,
     budgets: (u64, u64),
     split: Split,
     why: Vec<String>,
@@ -91,7 +87,7 @@ pub struct LayerStream {
     clock: Clock,
     /// When the first layers were ordered, until the first pass is begun.
     started: Option<Instant>,
-    /// What passes have been told of.
+    /// What the passes that have ended are told of.
     counted: Snapshot,
     reports: Vec<PassReport>,
     may_retune: bool,
@@ -113,8 +109,6 @@ struct Clock {
     /// Of each unit, in the pass that runs.
     compute: Vec<Duration>,
     waited: Duration,
-    /// The counters when the pass began.
-    before: Snapshot,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -150,32 +144,23 @@ impl LayerStream {
     pub(super) fn start(builder: LayerStreamBuilder) -> Result<Self, Error> {
         let LayerStreamBuilder { path, options, grouping, passes, cancel, trace, fault, .. } =
             builder;
-        let warm_up = WarmUp::begin(&options);
-        let model = Model::open(&path)?;
-        let names = model.catalog().tensors().iter().map(|tensor| tensor.name.as_str());
-        let grouped = Grouped::new(names, grouping.as_deref());
-        let mut plan = Plan::for_stream(&model, &options, &grouped.of_tensor)?;
-        check(&plan)?;
-        let _ready = warm_up.finish();
-        let contexts = contexts(&plan)?;
-        let target = Target::new(kind(&plan), &contexts)?;
-        let mappings = map_files(&plan)?;
-        let units: Vec<Arc<Unit>> = units(&plan, grouped).into_iter().map(Arc::new).collect();
+        let group = |model: &Model| {
+            let names = model.catalog().tensors().iter().map(|tensor| tensor.name.as_str());
+            Grouped::new(names, grouping.as_deref())
+        };
+        let (mut ground, grouped) = Ground::open(&path, &options, group)?;
+        let units = units(&ground.plan, grouped).into_iter().map(Arc::new);
+        let units: Vec<Arc<Unit>> = units.collect();
         let sizes: Vec<UnitSize> = units.iter().map(|unit| unit.size()).collect();
         let given = (builder.device_budget, builder.host_budget);
-        let budgets = budgets(given, &target, &plan)?;
-        let room = room(budgets, &plan);
+        let budgets = ground.budgets(given)?;
+        let room = ground.room(budgets);
         let Some(split) = Split::choose(&sizes, room, None) else {
             return Err(too_small(budgets.0, &units, &sizes));
         };
-        let base_slots = plan.staging.slots;
-        plan.staging.slots = base_slots + split.held_slots(&sizes);
-        let plan = Arc::new(plan);
+        ground.hold_slots(split.held_slots(&sizes));
         let setup = Setup {
-            plan: &plan,
-            contexts: &contexts,
-            target: &target,
-            mappings: &mappings,
+            ground: &ground,
             pool_bytes: split.device_bytes(&sizes),
             trace: trace.as_ref(),
             reserved: split.reserved(&sizes),
@@ -188,10 +173,7 @@ impl LayerStream {
             may_retune: passes.is_none_or(|passes| passes > 2),
             units,
             sizes,
-            plan,
-            contexts,
-            target,
-            mappings,
+            ground,
             budgets,
             split,
             why: Vec::new(),
@@ -272,13 +254,13 @@ impl LayerStream {
     /// The model that is streamed.
     #[must_use]
     pub fn model(&self) -> &Model {
-        &self.plan.model
+        &self.ground.plan.model
     }
 
     /// The CUDA device that layers come to; `None` for the stand-in `host`.
     #[must_use]
     pub fn context(&self) -> Option<&Arc<Context>> {
-        self.target.context()
+        self.ground.target.context()
     }
 
     /// What went where, and why, a sentence each.
@@ -312,7 +294,7 @@ impl LayerStream {
             host_budget: self.budgets.1,
             tiers,
             depth: self.split.depth,
-            host_memory_bytes: self.plan.staging.bytes(),
+            host_memory_bytes: self.ground.plan.staging.bytes(),
             why: self.why.clone(),
             passes: self.reports.clone(),
             fallbacks: self.fallbacks.clone(),
@@ -334,7 +316,7 @@ impl LayerStream {
     fn device_name(&self) -> String {
         let backend = |unit: &Arc<Unit>| {
             let first = unit.work.tensors.first()?;
-            Some(self.plan.tensor_backends[*first].to_string())
+            Some(self.ground.plan.tensor_backends[*first].to_string())
         };
         self.units.iter().find_map(backend).unwrap_or_else(|| Backend::Cpu.to_string())
     }
@@ -384,9 +366,8 @@ impl LayerStream {
     fn begin_pass(&mut self) {
         // The first one began with the stream: its layers have been on their way since then.
         let began = self.started.take().unwrap_or_else(Instant::now);
-        let before = self.counted;
         let compute = vec![Duration::ZERO; self.units.len()];
-        self.clock = Clock { pass_began: Some(began), compute, before, ..Clock::default() };
+        self.clock = Clock { pass_began: Some(began), compute, ..Clock::default() };
         // The end of this pass decides what the next one brings, if anything is still to be tried.
         self.order_up_to(if self.may_retune { self.pass + 1 } else { self.pass + 2 });
     }
@@ -404,8 +385,8 @@ impl LayerStream {
 
     fn end_pass(&mut self) -> Result<(), Error> {
         let elapsed = self.clock.pass_began.take().map_or(Duration::ZERO, |began| began.elapsed());
-        let (before, now) = (self.clock.before, Snapshot::of(&self.running));
-        self.counted = now;
+        let now = Snapshot::of(&self.running);
+        let before = std::mem::replace(&mut self.counted, now);
         let bytes: u64 = self.units.iter().map(|unit| unit.bytes).sum();
         let seconds = elapsed.as_secs_f64();
         let reads = now.read_bytes > before.read_bytes;
@@ -450,7 +431,7 @@ impl LayerStream {
             ),
             compute: std::mem::take(&mut self.clock.compute),
         };
-        let room = room(self.budgets, &self.plan);
+        let room = self.ground.room(self.budgets);
         let Some(better) = Split::choose(&self.sizes, room, Some(&rates)) else { return Ok(()) };
         let (as_is, then) =
             (self.split.pass_time(&self.sizes, &rates), better.pass_time(&self.sizes, &rates));
@@ -489,15 +470,9 @@ impl LayerStream {
         self.host_device = None;
         self.resident.fill(None);
         self.is_ordered.fill(false);
-        let mut plan = Plan::clone(&self.plan);
-        plan.staging.slots -= self.split.held_slots(&self.sizes);
-        plan.staging.slots += split.held_slots(&self.sizes);
-        self.plan = Arc::new(plan);
+        self.ground.hold_slots(split.held_slots(&self.sizes));
         let setup = Setup {
-            plan: &self.plan,
-            contexts: &self.contexts,
-            target: &self.target,
-            mappings: &self.mappings,
+            ground: &self.ground,
             pool_bytes: split.device_bytes(&self.sizes),
             trace: self.trace.as_ref(),
             reserved: split.reserved(&self.sizes),
@@ -552,16 +527,15 @@ impl LayerStream {
                 return Err(self.too_many_held("drop a layer before asking for the next"));
             }
             // What products use comes back when the device has come past them, if somebody lets go.
-            let patience = if is_full { PATIENCE } else { Duration::MAX };
-            let landed = match patience {
-                Duration::MAX => self.landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                patience => self.landed.recv_timeout(patience),
+            let landed = match is_full {
+                true => self.landed.recv_timeout(PATIENCE),
+                false => self.landed.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match landed {
                 Ok(landed) => self.take_landed(landed.ticket, &landed.arena),
                 Err(RecvTimeoutError::Timeout) if !has_waited => {
                     // An error of the device is told by whoever asks it for something.
-                    let _ = self.target.context().map(|context| context.synchronize());
+                    let _ = self.ground.target.context().map(|context| context.synchronize());
                     has_waited = true;
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -597,20 +571,20 @@ impl LayerStream {
     }
 
     fn tensors(&self, unit: &Unit, arena: &BayArena) -> Tensors {
-        let catalog = self.plan.model.shared_catalog();
-        let memory = unit.tensors.iter().map(|&tensor| match &self.plan.homes[tensor] {
+        let catalog = self.ground.plan.model.shared_catalog();
+        let memory = unit.tensors.iter().map(|&tensor| match &self.ground.plan.homes[tensor] {
             Home::Arena { tensor, .. } => TensorMemory::Arena {
                 part: hold(arena, *tensor, &self.host_device),
                 interleaved: None,
             },
             Home::Mapped | Home::Split(_) => {
                 let entry = &catalog.tensors()[tensor];
-                let mapping = self.mappings[entry.file].as_ref();
+                let mapping = self.ground.mappings[entry.file].as_ref();
                 let view = mapping.and_then(|mapping| mapping.view(entry.offset..entry.end()));
                 view.map_or(TensorMemory::Empty, TensorMemory::Mapped)
             }
         });
-        let backends = unit.tensors.iter().map(|&tensor| self.plan.tensor_backends[tensor]);
+        let backends = unit.tensors.iter().map(|&tensor| self.ground.plan.tensor_backends[tensor]);
         Tensors {
             memory: memory.collect(),
             backends: backends.collect(),

@@ -32,6 +32,12 @@ pub(super) struct Grouped {
     pub(super) names: Vec<(String, Option<u32>)>,
 }
 
+impl AsRef<[usize]> for Grouped {
+    fn as_ref(&self) -> &[usize] {
+        &self.of_tensor
+    }
+}
+
 impl Grouped {
     /// As the caller says, or layer by layer, with the embeddings before and the rest behind.
     pub(super) fn new<'a>(

@@ -1,7 +1,7 @@
 //! A model made on the spot, with its bytes at hand to compare with.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part")]
 
-use forebay::{Loader, Tensor};
+use forebay::{EngineChoice, Loader, Options, Tensor};
 use forebay_mem::page_bytes;
 use forebay_tests::{pattern, residence};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,18 @@ pub struct TestModel {
 pub fn scratch() -> tempfile::TempDir {
     let target = env!("CARGO_TARGET_TMPDIR").into();
     tempfile::tempdir_in(std::env::var_os("FOREBAY_SCRATCH").unwrap_or(target)).unwrap()
+}
+
+/// To the stand-in device, through a few small slots, so that a layer takes several.
+pub fn small_slots(mode: &str, engine: EngineChoice) -> Options {
+    let mut options = Options::default();
+    options.device = "host".parse().unwrap();
+    options.load_mode = mode.parse().unwrap();
+    // Mappings are copied out of by threads alone.
+    options.engine = if mode == "mmap" { EngineChoice::Auto } else { engine };
+    options.chunk_bytes = Some(32 << 10);
+    options.staging_bytes = Some(256 << 10);
+    options
 }
 
 impl TestModel {

@@ -170,12 +170,11 @@ fn pass(fetcher: &Fetcher, parts: Vec<Part>, products: &mut Products) -> Result<
     let mut parts = parts.into_iter().peekable();
     let mut coming: VecDeque<(Fetch, u64)> = VecDeque::new();
     loop {
-        let mut bytes: u64 = coming.iter().map(|(_, bytes)| bytes).sum();
+        let bytes: u64 = coming.iter().map(|(_, bytes)| bytes).sum();
         let has_room = |part: &Part| coming.is_empty() || bytes + part.bytes <= ahead_bytes;
         if coming.len() < AHEAD_MAX
             && let Some(Part { name, range, bytes: more }) = parts.next_if(has_room)
         {
-            bytes += more;
             coming.push_back((fetcher.fetch(&name, range, 0)?, more));
             continue;
         }
