@@ -5,9 +5,10 @@
     benches/streaming.py experts MOE [--rounds 5]
 
 `layers` (root): a quarter of the model as budget on an emulated GPU, so no rate here says anything about
-hardware. The disk is held to --disk bytes a second (a cgroup's blkio or io controller), copies by the emulated
-driver, and computing to a set time a layer, so that each stage is the slowest one in turn. Shown is the median
-pass after the first beside the slowest stage alone, of the bytes and layers that this pass moved.
+hardware, and on the stand-in `host`, where copies take what they take. The disk is held to --disk bytes a second
+(a cgroup's blkio or io controller), copies by the emulated driver, and computing to a set time a layer, so that each
+stage is the slowest one in turn. Shown is the median pass after the first beside the slowest stage alone, of the
+bytes and layers that this pass moved.
 
 `experts`: random slices of the stacked tensors of a mixture, from storage, 8 on their way at a time, beside fio's
 random reads of the same size and depth, interleaved. Medians are shown.
@@ -43,7 +44,8 @@ def layers(arguments):
     probe = run(arguments, ["layers", arguments.model, "host", budget, 1, 0])
     share = os.path.getsize(arguments.model) / disk / probe["layers"] * 1000
     rows = [("disk", disk * 2, share / 2), ("link", disk / 2, share / 2), ("computing", disk * 2, share * 2),
-            ("disk and computing", disk * 2, share)]
+            ("disk and computing", disk * 2, share), ("disk, host", None, share / 2),
+            ("computing, host", None, share * 2)]
     throttle = Throttle(arguments.model, int(disk))
     found = {row: [] for row in rows}
     with tempfile.TemporaryDirectory() as driver:
@@ -52,7 +54,8 @@ def layers(arguments):
             for row in rows:
                 words = f"devices=1 memory=16GiB strict=0 upload={row[1]}"
                 environment = {**os.environ, "LD_LIBRARY_PATH": driver, "FOREBAY_CUDA_EMULATOR": words}
-                command = ["layers", arguments.model, "cuda:0", budget, PASSES, round(row[2])]
+                device = "cuda:0" if row[1] else "host"
+                command = ["layers", arguments.model, device, budget, PASSES, round(row[2])]
                 found[row].append(run(arguments, command, environment, throttle.enter))
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
     throttle.remove()
@@ -61,7 +64,7 @@ def layers(arguments):
         ratios, shown = [], None
         for report in reports:
             for done in report["passes"][1:]:
-                stages = (done["read_bytes"] / disk, done["uploaded_bytes"] / upload,
+                stages = (done["read_bytes"] / disk, done["uploaded_bytes"] / upload if upload else 0,
                           round(compute) / 1000 * report["layers"])
                 ratios.append(done["seconds"] / max(stages))
                 shown = (*stages, done["seconds"])
