@@ -2,7 +2,7 @@
 
 use crate::error::DeviceError;
 use crate::pool::Bay;
-use forebay_mem::{Alignment, Place, PlaceWatch, Region};
+use forebay_mem::{Alignment, HostPointer, Place, PlaceWatch, Region};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -65,17 +65,20 @@ pub trait Arrange: fmt::Debug + Send + Sync {
 
 #[derive(Debug)]
 struct Home {
+    region: Arc<Region>,
+    /// In the region.
     range: Range<usize>,
     published: AtomicBool,
 }
 
-/// Memory for a set of tensors, in one huge-page region or a part of one.
+/// Memory for a set of tensors: one huge-page region, a part of one, or what is lent for each.
 ///
 /// A tensor is filled by the arena's one [`HostWriter`], and by reads into the places that it gave
 /// out, until it is published, and read by anybody after that, never both.
 #[derive(Debug)]
 pub struct HostArena {
-    region: Arc<Region>,
+    /// `None` where each tensor has a region of its own, which is lent.
+    region: Option<Arc<Region>>,
     homes: Vec<Home>,
     /// The part of the region that is the arena's, if others have the rest.
     _bay: Option<Bay>,
@@ -100,6 +103,29 @@ impl HostArena {
         Ok(Self::of(Arc::new(region), None, layout))
     }
 
+    /// Of memory that is lent for each tensor of the layout, and the right to fill it.
+    ///
+    /// # Panics
+    /// If less is lent for a tensor than it has bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::TooLarge`] where it is longer than an address space.
+    pub fn lent(
+        memory: &[HostPointer],
+        layout: &ArenaLayout,
+    ) -> Result<(Arc<Self>, HostWriter), DeviceError> {
+        assert_eq!(memory.len(), layout.tensors.len(), "memory for each tensor");
+        let home = |(memory, tensor): (&HostPointer, &Range<u64>)| {
+            let region = Region::lent(memory).map_err(|_| DeviceError::TooLarge)?;
+            let range = inside(&(0..tensor.end - tensor.start));
+            assert!(range.end <= region.bytes(), "{} bytes lent for {range:?}", region.bytes());
+            Ok(Home { region: Arc::new(region), range, published: AtomicBool::new(false) })
+        };
+        let homes = memory.iter().zip(&layout.tensors).map(home);
+        let homes = homes.collect::<Result<_, DeviceError>>()?;
+        Ok(Self::with(None, homes, None))
+    }
+
     /// In a bay of that region, which the caller has found to be long enough.
     pub(crate) fn in_bay(
         region: Arc<Region>,
@@ -114,19 +140,28 @@ impl HostArena {
         let start = bay.as_ref().map_or(0, Bay::start);
         let home = |range: &Range<u64>| {
             let range = inside(&(start + range.start..start + range.end));
-            Home { range, published: AtomicBool::new(false) }
+            Home { region: Arc::clone(&region), range, published: AtomicBool::new(false) }
         };
         let homes = layout.tensors.iter().map(home).collect();
+        Self::with(Some(region), homes, bay)
+    }
+
+    fn with(
+        region: Option<Arc<Region>>,
+        homes: Vec<Home>,
+        bay: Option<Bay>,
+    ) -> (Arc<Self>, HostWriter) {
+        let arrangements = homes.iter().map(|_| None).collect();
         let arena = Arc::new(Self { region, homes, _bay: bay });
-        let arrangements = (0..layout.tensors.len()).map(|_| None).collect();
         let writer = HostWriter { arena: Arc::clone(&arena), arrangements, places: Vec::new() };
         (arena, writer)
     }
 
-    /// The memory, for placing it on a node before it is populated.
+    /// The one region that all tensors lie in, for placing it on a node before it is populated, or
+    /// for registering it. `None` of memory that is lent.
     #[must_use]
-    pub fn region(&self) -> &Arc<Region> {
-        &self.region
+    pub fn region(&self) -> Option<&Arc<Region>> {
+        self.region.as_ref()
     }
 
     /// The bytes of a tensor, once it is published, in the order they were arranged in.
@@ -136,17 +171,22 @@ impl HostArena {
         if !home.published.load(Ordering::Acquire) {
             return None;
         }
-        let start = self.region.at(home.range.start);
-        // SAFETY: the range lies in the region, or in the bay of it, that `self` owns; it is initialised (anonymous
-        // memory is zeroed); and the one writer touches no published tensor, nor does a read, as
-        // all places in it have been returned: nothing changes it while the slice lives.
+        let start = home.region.at(home.range.start);
+        // SAFETY: the range lies in the region, or in the bay of it, that `self` owns, or is lent for as
+        // long as `self` lives; it is initialised (anonymous memory is zeroed; of lent memory, the
+        // plan's segments have filled all of it before it is published); and the one writer touches
+        // no published tensor, nor does a read, as all places in it have been returned, nor, by the
+        // contract of `HostPointer`, its lender: nothing changes it while the slice lives.
         Some(unsafe { std::slice::from_raw_parts(start, home.range.len()) })
     }
 
     /// Gives the memory its pages ahead of the copies, step by step, until told to stop. Meant
     /// for threads of its own; several share the work.
     pub fn populate(&self, stop: &dyn Fn() -> bool) {
-        while !stop() && self.region.populate_next() {}
+        let lent = self.homes.iter().map(|home| &home.region).filter(|region| region.is_lent());
+        for region in self.region.iter().chain(lent) {
+            while !stop() && region.populate_next() {}
+        }
     }
 }
 
@@ -182,6 +222,10 @@ impl HostWriter {
         assert!(self.places.is_empty(), "places are given once");
         let published = |home: &Home| home.published.load(Ordering::Relaxed);
         assert!(!self.arena.homes.iter().any(published), "places come before any tensor is whole");
+        let Some(region) = &self.arena.region else {
+            assert!(ranges.is_empty(), "nothing is read straight into lent memory");
+            return Vec::new();
+        };
         assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "places overlap");
         let mut places = Vec::with_capacity(ranges.len());
         for range in ranges.iter().map(inside) {
@@ -189,7 +233,7 @@ impl HostWriter {
             // reads them (all checked above); the writer writes to
             // none of them (`write` checks), and no tensor that reaches into one is published, and
             // so read, before its place is returned (`publish` checks).
-            let (place, watch) = unsafe { Place::new(&self.arena.region, range.clone()) };
+            let (place, watch) = unsafe { Place::new(region, range.clone()) };
             places.push(place);
             self.places.push((range, watch));
         }
@@ -218,7 +262,7 @@ impl HostWriter {
             bytes.len(),
             home.range.len()
         );
-        let region = &self.arena.region;
+        let region = &home.region;
         let arrangement = self.arrangements[tensor].as_ref();
         let target = match arrangement {
             Some(arrangement) => inside(&arrangement.touched(offset, bytes.len() as u64)),
@@ -230,15 +274,18 @@ impl HostWriter {
             None => home.range.start + start..home.range.start + start + bytes.len(),
         };
         assert!(self.places_in(&written).is_empty(), "reads fill tensor {tensor} at {offset}");
-        // SAFETY: the range lies in an unpublished tensor and in no place (checked above), so only
-        // this writer touches it, and `&mut self` makes it one write at a time. It is initialised,
-        // and `bytes` is a slot's memory, never the arena's.
-        let written =
-            unsafe { std::slice::from_raw_parts_mut(region.at(written.start), written.len()) };
-        match arrangement {
-            Some(arrangement) => arrangement.scatter(offset, bytes, written),
-            None => written.copy_from_slice(bytes),
-        }
+        let start = region.at(written.start);
+        let Some(arrangement) = arrangement else {
+            // SAFETY: the range lies in an unpublished tensor and in no place (checked above), so
+            // only this writer touches it, and `&mut self` makes it one write at a time; `bytes` is
+            // a slot's memory, never the arena's, nor, by the contract of `HostPointer`, lent.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
+            return;
+        };
+        assert!(!region.is_lent(), "lent memory is filled as the file has it");
+        // SAFETY: as above; it is initialised, as the region is anonymous memory of ours.
+        let written = unsafe { std::slice::from_raw_parts_mut(start, written.len()) };
+        arrangement.scatter(offset, bytes, written);
     }
 
     /// The tensor is whole: others may read it from here on.

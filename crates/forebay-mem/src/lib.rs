@@ -1,6 +1,7 @@
 //! Memory for moving model weights.
 //!
-//! What is here: [`Alignment`] arithmetic; [`Region`], an anonymous huge-page mapping; [`Slab`],
+//! What is here: [`Alignment`] arithmetic; [`Region`], an anonymous huge-page mapping, or memory that
+//! somebody lends ([`HostPointer`]); [`Slab`],
 //! a region cut into slots whose owner the type system knows ([`Slot`]); [`Place`], a range that a
 //! slot is aimed at when its bytes need no copy; [`FileMapping`], a
 //! read-only view of a model file that reports a vanished page as an error instead of a signal;
@@ -16,6 +17,7 @@ mod lock;
 mod mapping;
 pub mod numa;
 mod place;
+mod pointer;
 mod populate;
 mod region;
 mod residency;
@@ -27,6 +29,7 @@ pub use error::{MemoryError, Operation};
 pub use lock::{LockReport, PageLock, memlock_limit_bytes};
 pub use mapping::{FileMapping, MappedView};
 pub use place::{Place, PlaceWatch};
+pub use pointer::HostPointer;
 pub use region::Region;
 pub use residency::Expect;
 pub use slab::{Draining, Filling, Free, Full, Slab, Slot, SlotCensus};

@@ -1,7 +1,8 @@
-//! Anonymous memory in huge pages.
+//! Anonymous memory in huge pages, and memory that is lent.
 
 use crate::align::{HUGE_PAGE_BYTES, page_bytes};
 use crate::error::{MemoryError, Operation};
+use crate::pointer::HostPointer;
 use crate::populate::{PageKind, Populated};
 use nix::errno::Errno;
 use std::ops::Range;
@@ -10,21 +11,24 @@ use std::ptr::NonNull;
 /// `MADV_POPULATE_WRITE`, Linux 5.14; `libc` has it on glibc only.
 const MADV_POPULATE_WRITE: libc::c_int = 23;
 
-/// An anonymous private mapping, zeroed by the kernel, advised to use huge pages.
+/// An anonymous private mapping, zeroed by the kernel, advised to use huge pages; or a range that
+/// somebody else has allocated, which keeps its owner and its nature.
 ///
 /// It hands out addresses, never references: who may touch which bytes, and when, is the business
 /// of the type built on it ([`crate::Slab`], an arena), which owns the region whole.
 ///
 /// # Alignment
-/// The start is a multiple of 2 MiB when the region is at least that long, else of a page.
+/// The start is a multiple of 2 MiB when the region is at least that long, else of a page; of lent
+/// memory, whatever it is.
 #[derive(Debug)]
 pub struct Region {
     start: NonNull<u8>,
     bytes: usize,
+    is_lent: bool,
     populated: Populated,
 }
 
-// SAFETY: a region is an address range that the process owns until `drop`; no thread is special to
+// SAFETY: a region is an address range that the process owns until `drop`, or is lent for longer; no thread is special to
 // it, and it gives out no reference that another thread could race with.
 unsafe impl Send for Region {}
 // SAFETY: all methods of `&Region` are system calls on the range, which the kernel serialises.
@@ -63,10 +67,29 @@ impl Region {
         // SAFETY: `skip + length <= reserved`, so the address lies inside the mapping just made.
         let start = unsafe { base.add(skip) };
         let start = NonNull::new(start).ok_or(refuse(Errno::ENOMEM))?;
-        let region = Self { start, bytes: length, populated: Populated::new(length) };
+        let populated = Populated::new(length);
+        let region = Self { start, bytes: length, is_lent: false, populated };
         // A kernel without transparent huge pages answers EINVAL: base pages serve as well.
         let _ = region.advise(0..length, libc::MADV_HUGEPAGE);
         Ok(region)
+    }
+
+    /// Memory that stays its lender's.
+    ///
+    /// # Errors
+    /// `ENOMEM` if it is longer than an address space.
+    pub fn lent(memory: &HostPointer) -> Result<Self, MemoryError> {
+        let refuse = || MemoryError::new(Operation::Reserve, 0, memory.bytes(), Errno::ENOMEM);
+        let bytes = usize::try_from(memory.bytes()).map_err(|_| refuse())?;
+        // Of no bytes it may be anywhere.
+        let start = NonNull::new(memory.address()).unwrap_or(NonNull::dangling());
+        Ok(Self { start, bytes, is_lent: true, populated: Populated::new(bytes) })
+    }
+
+    /// Whether it is somebody else's.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// The first address. Valid for reads and writes of [`Region::bytes`] bytes until drop.
@@ -75,7 +98,7 @@ impl Region {
         self.start.as_ptr()
     }
 
-    /// The length in bytes, a multiple of the page size.
+    /// The length in bytes; a multiple of the page size but of lent memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -118,12 +141,14 @@ impl Region {
 
     /// Processes that are forked off from now on do not have the region.
     pub fn keep_out_of_forks(&self) {
+        debug_assert!(!self.is_lent, "lent memory is advised of nothing");
         // Where it is refused, they share its pages, copied at the first write.
         let _ = self.advise(0..self.bytes, libc::MADV_DONTFORK);
     }
 
     fn populate_with(&self, range: Range<usize>, kind: PageKind) -> bool {
-        if kind == PageKind::Base {
+        // What kind of pages lent memory has is its owner's business.
+        if kind == PageKind::Base && !self.is_lent {
             // Advice: where it is refused, huge pages serve as well.
             let _ = self.advise(range.clone(), libc::MADV_NOHUGEPAGE);
         }
@@ -131,20 +156,27 @@ impl Region {
     }
 
     fn advise(&self, range: Range<usize>, advice: libc::c_int) -> Result<(), Errno> {
-        let start = range.start / page_bytes() * page_bytes();
         let end = range.end.min(self.bytes);
-        if start >= end {
+        if range.start >= end {
             return Ok(());
         }
-        // SAFETY: the range lies inside this region, and none of the advices used here (huge
-        // pages or not, populate, no fork) changes the contents of memory.
-        let answer = unsafe { libc::madvise(self.at(start).cast(), end - start, advice) };
+        // The kernel wants the start of a page.
+        let start = self.at(range.start);
+        let before = start.addr() % page_bytes();
+        let (start, length) = (start.wrapping_sub(before), end - range.start + before);
+        // SAFETY: the pages hold bytes of this region, and none of the advices used here (huge
+        // pages or not, populate, no fork) changes the contents of memory; of lent memory, whose
+        // first and last page may hold others' bytes too, pages are populated and nothing else.
+        let answer = unsafe { libc::madvise(start.cast(), length, advice) };
         Errno::result(answer).map(drop)
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if self.is_lent {
+            return;
+        }
         trim(self.start.as_ptr(), 0..self.bytes);
     }
 }
@@ -178,6 +210,26 @@ mod tests {
         assert_eq!(unsafe { last.read() }, 7);
         // SAFETY: as above; fresh memory reads as zero.
         assert_eq!(unsafe { region.start().read() }, 0);
+    }
+
+    #[test]
+    fn lent_memory_is_populated_wherever_it_begins_and_left_to_its_owner() {
+        let own = Region::new(4 * page_bytes()).unwrap();
+        // SAFETY: a part of a region that this test owns alone, and that outlives what it lends.
+        let pointer = unsafe { HostPointer::new(own.at(100), 2 * page_bytes() as u64) };
+        let lent = Region::lent(&pointer).unwrap();
+        assert_eq!((lent.start(), lent.bytes()), (own.at(100), 2 * page_bytes()));
+        lent.populate(0..lent.bytes()).unwrap();
+        lent.populate(5000..5001).unwrap();
+        lent.ensure_populated(&(0..lent.bytes()));
+        drop(lent);
+        // SAFETY: still the owner's, and mapped.
+        unsafe { own.at(100).write(3) };
+        // SAFETY: of no bytes.
+        let nothing = unsafe { HostPointer::new(std::ptr::null_mut(), 0) };
+        let nothing = Region::lent(&nothing).unwrap();
+        nothing.ensure_populated(&(0..0));
+        assert!(!nothing.populate_next());
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub use forebay_device::cuda::{
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
 pub use forebay_mem::numa::NumaPolicy;
-pub use forebay_mem::{MappedView, MemoryError};
+pub use forebay_mem::{HostPointer, MappedView, MemoryError};
 pub use forebay_trace::{self as trace, Trace};
 pub use layers::{
     CachePolicy, Fetch, FetchStats, Fetcher, FetcherBuilder, Layer, LayerStream,

@@ -68,7 +68,8 @@ impl HeldPart {
     fn device_address(&self) -> Option<u64> {
         match self {
             Self::Host { arena, tensor, device: Some((_, base)) } => {
-                let offset = arena.tensor(*tensor)?.as_ptr().addr() - arena.region().start().addr();
+                let offset =
+                    arena.tensor(*tensor)?.as_ptr().addr() - arena.region()?.start().addr();
                 Some(base + offset as u64)
             }
             Self::Host { .. } => None,

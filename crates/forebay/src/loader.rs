@@ -6,11 +6,12 @@ use crate::loaded::Loaded;
 use crate::mode::ModeSpec;
 use crate::model::Model;
 use crate::pipeline::{Load, Progress};
-use crate::plan::{Lent, Plan};
+use crate::plan::{Lent, LentMemory, Plan};
 use crate::split::Axis;
 use crate::warm_up::WarmUp;
 use forebay_device::cuda::DevicePointer;
 use forebay_io::{Cancel, Fault};
+use forebay_mem::HostPointer;
 use forebay_mem::numa::NumaPolicy;
 use forebay_trace::Trace;
 use regex::Regex;
@@ -238,7 +239,7 @@ pub(crate) struct Hooks {
 pub struct Loader {
     path: PathBuf,
     options: Options,
-    lent: Vec<(String, DevicePointer)>,
+    lent: Vec<(String, LentMemory)>,
     hooks: Hooks,
 }
 
@@ -289,7 +290,16 @@ impl Loader {
     /// other options say of it. Its bytes begin at the pointer.
     #[must_use]
     pub fn into_device_memory(mut self, name: &str, memory: DevicePointer) -> Self {
-        self.lent.push((name.to_owned(), memory));
+        self.lent.push((name.to_owned(), LentMemory::Device(memory)));
+        self
+    }
+
+    /// Puts the tensor `name` into memory that you have allocated, whatever the other options say of
+    /// it: its bytes begin at the pointer, as the file has them. It counts as one of `host`, so
+    /// `host=…` is the load mode that it is read by.
+    #[must_use]
+    pub fn into_host_memory(mut self, name: &str, memory: HostPointer) -> Self {
+        self.lent.push((name.to_owned(), LentMemory::Host(memory)));
         self
     }
 
@@ -417,7 +427,7 @@ impl Loader {
     fn lent(&self, model: &Model) -> Result<Lent, Error> {
         let refuse = |cause: &str| {
             Error::option(
-                "device memory",
+                "lent memory",
                 cause,
                 "lend it for a tensor of the model, and as large as that",
             )
@@ -439,13 +449,15 @@ impl Loader {
         }
         let mut ranges: Vec<_> = lent
             .values()
-            .map(|it| (it.ordinal(), it.address(), it.address().saturating_add(it.bytes())))
+            .filter(|it| it.bytes() > 0)
+            .map(|it| (it.backend(), it.address(), it.address().saturating_add(it.bytes())))
             .collect();
         ranges.sort_unstable();
-        let overlap = |pair: &&[(u32, u64, u64)]| pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1;
+        let overlap =
+            |pair: &&[(Backend, u64, u64)]| pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1;
         if let Some(pair) = ranges.windows(2).find(overlap) {
-            let (ordinal, address, _) = pair[1];
-            return Err(refuse(&format!("{address:#x} of cuda:{ordinal} is lent for two tensors")));
+            let (backend, address, _) = pair[1];
+            return Err(refuse(&format!("{address:#x} of {backend} is lent for two tensors")));
         }
         Ok(lent)
     }

@@ -17,7 +17,7 @@ pub(crate) fn place(
     }
     let mut told: Vec<String> = arenas
         .iter()
-        .map(|arena| &**arena.region())
+        .filter_map(|arena| arena.region().map(|region| &**region))
         .chain(slab)
         .map(|region| match region.place_on(policy) {
             Ok(placed) => format!("memory: {placed}"),

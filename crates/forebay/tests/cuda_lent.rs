@@ -165,7 +165,7 @@ fn what_can_not_be_lent_is_one_clear_error() {
         ),
     ];
     for (error, words) in options {
-        assert!(matches!(error, Error::Option { option: "device memory", .. }), "{error}");
+        assert!(matches!(error, Error::Option { option: "lent memory", .. }), "{error}");
         assert!(error.to_string().contains(&words) && error.remedy().is_some(), "{error}");
     }
     let claim = |ordinal, address, bytes| unsafe { DevicePointer::new(ordinal, address, bytes) };

@@ -130,7 +130,8 @@ impl Weights {
         columns: u64,
     ) -> Result<Option<Self>, DeviceError> {
         let Some(bytes) = arena.tensor(tensor) else { return Ok(None) };
-        let start = arena.region().start().addr() as u64;
+        let Some(region) = arena.region() else { return Ok(None) };
+        let start = region.start().addr() as u64;
         let base = match registered {
             Some(registered) => registered
                 .device_address()

@@ -32,7 +32,7 @@ impl Target {
             context.ok_or_else(|| Error::Internal(format!("no context of cuda:{ordinal}")))
         };
         Ok(match kind {
-            None | Some(ArenaKind::Host) => Self::Host,
+            None | Some(ArenaKind::Host | ArenaKind::LentHost) => Self::Host,
             Some(ArenaKind::Shared(ordinal)) => Self::Shared(context(ordinal)?),
             Some(ArenaKind::Device(ordinal) | ArenaKind::Lent(ordinal)) => {
                 Self::Cuda(context(ordinal)?)

@@ -4,7 +4,7 @@ use super::staging::staging_shape;
 use crate::error::{Error, LockBound};
 use crate::loaded::{HeldPart, TensorMemory, Tensors};
 use crate::loader::Reclaim;
-use crate::plan::{ArenaKind, ArenaPlan, Home, Plan, Rearranged};
+use crate::plan::{ArenaKind, ArenaPlan, Home, LentMemory, Plan, Rearranged};
 use crate::resident::Resident;
 use forebay_device::cuda::{Context, CudaArena, CudaWriter, HostRegistration, Memory};
 use forebay_device::{DeviceError, HostArena, HostWriter, Segment, Writer};
@@ -87,7 +87,12 @@ fn reserve_host(
     reserved: &mut Arenas,
 ) -> Result<HostWriter, Error> {
     let planned = &plan.arenas[index];
-    let (arena, mut writer) = HostArena::new(&planned.backend.to_string(), &planned.layout)?;
+    let (arena, mut writer) = match planned.kind {
+        ArenaKind::LentHost => {
+            HostArena::lent(&lent_to(plan, planned, LentMemory::host), &planned.layout)?
+        }
+        _ => HostArena::new(&planned.backend.to_string(), &planned.layout)?,
+    };
     for (tensor, arrangement) in planned.arrangements.iter().enumerate() {
         if let Some(arrangement) = arrangement {
             writer.arrange(tensor, Arc::new(Rearranged(*arrangement)));
@@ -103,18 +108,18 @@ fn reserve_host(
     for ((read, _), place) in into.into_iter().zip(writer.places(&ranges)) {
         reserved.places[read] = Some(place);
     }
-    reserved.arenas.push(match context {
+    reserved.arenas.push(match context.zip(arena.region().cloned()) {
         None => Arena::Host(arena),
-        Some(context) => {
+        Some((context, region)) => {
             // Pages that are registered are there, and lie where they lie.
-            let _ = arena.region().place_on(plan.options.numa);
+            let _ = region.place_on(plan.options.numa);
             let info = plan.devices.get(&context.ordinal());
-            let registered = HostRegistration::new(context, arena.region())
+            let registered = HostRegistration::new(context, &region)
                 .and_then(|registered| Ok((registered.device_address()?, Some(registered))));
             let (address, registered) = match registered {
                 // It reads all memory, by the addresses that the processors use.
                 Err(_) if info.is_some_and(|info| info.reads_pageable_memory) => {
-                    (arena.region().start().addr() as u64, None)
+                    (region.start().addr() as u64, None)
                 }
                 answer => answer.map_err(|it| DeviceError::driver(&context.name(), it))?,
             };
@@ -130,9 +135,7 @@ fn reserve_cuda(
     context: &Arc<Context>,
 ) -> Result<(Arc<CudaArena>, CudaWriter), Error> {
     let memory = match planned.kind {
-        ArenaKind::Lent(_) => {
-            Memory::Lent(planned.tensors.iter().map(|tensor| plan.lent[tensor].clone()).collect())
-        }
+        ArenaKind::Lent(_) => Memory::Lent(lent_to(plan, planned, LentMemory::device)),
         _ => Memory::Own(planned.layout.clone()),
     };
     let (arena, mut writer) = CudaArena::new(context, memory).map_err(|error| match error {
@@ -148,6 +151,12 @@ fn reserve_cuda(
         }
     }
     Ok((arena, writer))
+}
+
+/// What is lent for the tensors of an arena that is made of such memory.
+fn lent_to<T>(plan: &Plan, arena: &ArenaPlan, kind: impl Fn(&LentMemory) -> Option<T>) -> Vec<T> {
+    let tensors = arena.tensors.iter();
+    tensors.filter_map(|tensor| plan.lent.get(tensor).and_then(&kind)).collect()
 }
 
 /// The names of the tensors that lie past what is free.

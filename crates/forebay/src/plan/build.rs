@@ -3,8 +3,8 @@
 use super::placing::{Placed, known_devices, named, resolve, room_bytes};
 use super::reads::Wanted;
 use super::{
-    ArenaKind, ArenaPlan, BackendPlan, FilePlan, Home, Lent, Plan, SplitHome, Staging, facts,
-    repack, residence,
+    ArenaKind, ArenaPlan, BackendPlan, FilePlan, Home, Lent, LentMemory, Plan, SplitHome, Staging,
+    facts, repack, residence,
 };
 use crate::backend::Backend;
 use crate::error::{Error, ReadContext};
@@ -108,7 +108,9 @@ impl<'input> Builder<'input> {
         let files: Vec<FilePlan> = model.files().iter().map(facts::file_plan).collect();
         let rounding: Vec<Alignment> = model.files().iter().map(facts::rounding).collect();
         let coarsest = rounding.iter().copied().max().unwrap_or(Alignment::FALLBACK);
-        let to_device = devices.values().any(|device| !device.is_integrated) || !lent.is_empty();
+        let is_device = |memory: &LentMemory| matches!(memory, LentMemory::Device(_));
+        let to_device =
+            devices.values().any(|device| !device.is_integrated) || lent.values().any(is_device);
         let plan = Plan {
             model: model.clone(),
             options: options.clone(),
@@ -209,7 +211,10 @@ impl<'input> Builder<'input> {
         let model = self.plan.model.clone();
         let tensor = &model.catalog().tensors()[index];
         let (requested, mode) = self.modes(backend);
-        let layout = repack::layout(self.options, backend, mode, tensor);
+        // The lender finds the bytes as the file has them.
+        let layout = (!self.plan.lent.contains_key(&index))
+            .then(|| repack::layout(self.options, backend, mode, tensor))
+            .flatten();
         let stays = backend == Backend::Cpu && mode.maps() && layout.is_none();
         // What is repacked is copied in any case: `auto` has no use for a mapping then.
         let copies_mapping =
@@ -278,10 +283,12 @@ impl<'input> Builder<'input> {
 
     /// What memory a tensor of a backend takes.
     fn kind(&self, backend: Backend, tensor: usize) -> ArenaKind {
-        let Backend::Cuda(ordinal) = backend else { return ArenaKind::Host };
-        if self.plan.lent.contains_key(&tensor) {
-            return ArenaKind::Lent(ordinal);
+        match self.plan.lent.get(&tensor) {
+            Some(LentMemory::Host(_)) => return ArenaKind::LentHost,
+            Some(LentMemory::Device(pointer)) => return ArenaKind::Lent(pointer.ordinal()),
+            None => {}
         }
+        let Backend::Cuda(ordinal) = backend else { return ArenaKind::Host };
         match self.plan.devices.get(&ordinal) {
             Some(device) if device.is_integrated => ArenaKind::Shared(ordinal),
             _ => ArenaKind::Device(ordinal),

@@ -22,6 +22,7 @@ use crate::split::Split;
 use forebay_device::cuda::{DeviceInfo, DevicePointer};
 use forebay_device::{ArenaLayout, Columns, Segment};
 use forebay_io::{Access, Errno, Performer, ReadSpec};
+use forebay_mem::HostPointer;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -106,6 +107,8 @@ pub(crate) enum ArenaKind {
     Shared(u32),
     /// This device's own memory.
     Device(u32),
+    /// Ordinary memory that the embedder lends.
+    LentHost,
     /// Memory of this device that the embedder lends.
     Lent(u32),
 }
@@ -113,13 +116,13 @@ pub(crate) enum ArenaKind {
 impl ArenaKind {
     /// Whether it is taken from the machine's memory.
     pub(crate) fn is_host_memory(self) -> bool {
-        matches!(self, Self::Host | Self::Shared(_))
+        matches!(self, Self::Host | Self::Shared(_) | Self::LentHost)
     }
 
     /// The CUDA device that its tensors are used on.
     pub(crate) fn device(self) -> Option<u32> {
         match self {
-            Self::Host => None,
+            Self::Host | Self::LentHost => None,
             Self::Shared(ordinal) | Self::Device(ordinal) | Self::Lent(ordinal) => Some(ordinal),
         }
     }
@@ -165,8 +168,53 @@ pub(crate) struct PlannedPlace {
     pub(crate) range: Range<u64>,
 }
 
-/// Memory of devices that the embedder lends for one load, by index of the tensor.
-pub(crate) type Lent = BTreeMap<usize, DevicePointer>;
+/// Memory that the embedder lends for one load, by index of the tensor.
+pub(crate) type Lent = BTreeMap<usize, LentMemory>;
+
+/// Memory that the embedder lends for a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LentMemory {
+    Host(HostPointer),
+    Device(DevicePointer),
+}
+
+impl LentMemory {
+    pub(crate) fn backend(&self) -> Backend {
+        match self {
+            Self::Host(_) => Backend::Host,
+            Self::Device(pointer) => Backend::Cuda(pointer.ordinal()),
+        }
+    }
+
+    pub(crate) fn host(&self) -> Option<HostPointer> {
+        match self {
+            Self::Host(pointer) => Some(pointer.clone()),
+            Self::Device(_) => None,
+        }
+    }
+
+    pub(crate) fn device(&self) -> Option<DevicePointer> {
+        match self {
+            Self::Host(_) => None,
+            Self::Device(pointer) => Some(pointer.clone()),
+        }
+    }
+
+    /// Its first address, in the address space of its backend.
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            Self::Host(pointer) => pointer.address().addr() as u64,
+            Self::Device(pointer) => pointer.address(),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Host(pointer) => pointer.bytes(),
+            Self::Device(pointer) => pointer.bytes(),
+        }
+    }
+}
 
 /// What a load will do: pure data, made from a [`Model`] and [`Options`].
 #[derive(Clone, Debug)]
@@ -224,9 +272,10 @@ impl Plan {
         build::build(model, options, Lent::default(), Some(units))
     }
 
-    /// Bytes that the arenas take of the machine's memory.
+    /// Bytes that the arenas take of the machine's memory; what is lent has been taken already.
     pub(crate) fn host_bytes(&self) -> u64 {
-        let host = self.arenas.iter().filter(|arena| arena.kind.is_host_memory());
+        let takes = |kind: ArenaKind| kind.is_host_memory() && kind != ArenaKind::LentHost;
+        let host = self.arenas.iter().filter(|arena| takes(arena.kind));
         host.map(|arena| arena.layout.bytes).sum()
     }
 
@@ -252,8 +301,8 @@ impl Plan {
     /// [`Error::Device`] or [`Error::Memory`] where memory is refused.
     pub fn start(&self) -> Result<Load, Error> {
         if !self.lent.is_empty() {
-            let cause = "device memory is lent to one load, and a plan may be started again";
-            return Err(Error::option("device memory", cause, "use Loader::start"));
+            let cause = "it is lent to one load, and a plan may be started again";
+            return Err(Error::option("lent memory", cause, "use Loader::start"));
         }
         self.start_with(Hooks::default())
     }

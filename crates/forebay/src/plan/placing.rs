@@ -1,6 +1,6 @@
 //! From what a policy says of each tensor to the devices and parts that there are.
 
-use super::Lent;
+use super::{Lent, LentMemory};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::loader::{PlaceRule, Target};
@@ -50,7 +50,7 @@ pub(super) fn resolve(
     let mut uncut = 0_usize;
     let placed = placements.into_iter().zip(catalog.tensors()).enumerate();
     let placed = placed.map(|(index, (placement, tensor))| match (lent.get(&index), placement) {
-        (Some(pointer), _) => Placed::Whole(Backend::Cuda(pointer.ordinal())),
+        (Some(memory), _) => Placed::Whole(memory.backend()),
         (None, Placement::Whole(backend)) => Placed::Whole(backend),
         (None, Placement::Split(axis, mut devices)) => {
             let reordered = format!("ptd.dim_order.{}", tensor.name);
@@ -97,7 +97,7 @@ pub(super) fn known_devices(
         Target::Whole(backend) => vec![*backend],
         Target::Split(_, backends) => backends.clone(),
     };
-    let lent = lent.values().map(|pointer| Backend::Cuda(pointer.ordinal()));
+    let lent = lent.values().map(LentMemory::backend);
     let named = chosen.iter().copied().chain(rules.iter().flat_map(of_rule)).chain(lent);
     let mut known = BTreeMap::new();
     for backend in named {
