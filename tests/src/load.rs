@@ -25,6 +25,8 @@ pub struct Load {
     /// Whether its bytes go on to a CUDA device, and are read back from there. Takes the emulated
     /// driver to be installed.
     pub to_device: bool,
+    /// Whether it is a task of a tokio-uring runtime that is not the engine's own.
+    pub as_task: bool,
     /// Whether io_uring hands buffered reads to threads of the kernel.
     pub buffered_by_workers: bool,
     /// The size of a slot.
@@ -80,6 +82,7 @@ impl Load {
             reads,
             in_place: false,
             to_device: false,
+            as_task: false,
             buffered_by_workers: false,
             slot_bytes: usize::try_from(slot_bytes).expect("a read fits into memory"),
             slots: 6,
@@ -129,6 +132,7 @@ impl Load {
         let size = |read: &ReadSpec| u64::from(read.bytes);
         let sizes = self.to_device.then(|| self.reads.iter().map(size).collect());
         let (places, watched) = self.in_place.then(|| self.places()).unzip();
+        let as_task = self.as_task;
         let mut job = self.into_job(&slab, free.clone(), full_sender);
         job.places = places.unwrap_or_default();
         let (outcome, reads) = std::thread::scope(|scope| {
@@ -137,7 +141,10 @@ impl Load {
                 Some(sizes) => upload_to_device(full, free_sender, slots, sizes, leaves_after),
                 None => upload(full, free_sender, keeps, leaves_after),
             });
-            let outcome = job.run();
+            let outcome = match as_task {
+                true => tokio_uring::start(job.run_on_tokio_uring()),
+                false => job.run(),
+            };
             (outcome, uploader.join().expect("the uploader does not panic"))
         });
         let free: Vec<_> = free.try_iter().collect();

@@ -54,6 +54,12 @@ mount! {
     uring_buffered: Uring, Buffered, Slots;
     uring_direct_in_place: Uring, Direct, Places;
     uring_buffered_in_place: Uring, Buffered, Places;
+    tokio_uring_direct: TokioUring, Direct, Slots;
+    tokio_uring_buffered: TokioUring, Buffered, Slots;
+    tokio_uring_direct_in_place: TokioUring, Direct, Places;
+    tokio_uring_buffered_in_place: TokioUring, Buffered, Places;
+    tokio_uring_direct_to_device: TokioUring, Direct, Device;
+    tokio_uring_direct_as_task: TokioUring, Direct, SlotsOfTask;
     threads_direct: Threads, Direct, Slots;
     threads_dontcache: Threads, DontCache, Slots;
     threads_buffered: Threads, Buffered, Slots;

@@ -1,5 +1,6 @@
 //! Reads that are asked for while others run.
 
+use crate::bell::Bell;
 use crate::schedule::ReadSpec;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -27,6 +28,8 @@ struct Shared {
     bell: Receiver<()>,
     /// Wakes one that sleeps in its ring; without it, it notices at its next completion.
     wake: Option<EventFd>,
+    /// Wakes one that is a task.
+    task: Bell,
     idle_ns: AtomicU64,
     waited_ns: AtomicU64,
 }
@@ -44,8 +47,8 @@ impl Default for Feed {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).ok();
         let (idle_ns, waited_ns) = Default::default();
-        let queue = Mutex::default();
-        Self { shared: Arc::new(Shared { queue, ring, bell, wake, idle_ns, waited_ns }) }
+        let (queue, task) = (Mutex::default(), Bell::default());
+        Self { shared: Arc::new(Shared { queue, ring, bell, wake, task, idle_ns, waited_ns }) }
     }
 }
 
@@ -104,6 +107,7 @@ impl Feed {
         if let Some(wake) = &self.shared.wake {
             let _ = wake.write(1);
         }
+        self.shared.task.ring();
     }
 
     /// The next read, which is begun by that.
@@ -124,6 +128,14 @@ impl Feed {
     pub(crate) fn is_over(&self) -> bool {
         let queue = self.lock();
         queue.is_closed && queue.reads.is_empty()
+    }
+
+    /// Whether there is something to begin, or nothing will come. If not, `waker` is woken when
+    /// that changes.
+    #[cfg(feature = "tokio-uring")]
+    pub(crate) fn poll(&self, waker: &std::task::Waker) -> bool {
+        self.shared.task.listen(waker);
+        !self.is_empty() || self.is_over()
     }
 
     /// Rings when there may be something to begin.

@@ -1,7 +1,7 @@
 //! The ways to read a file, best first, and the record of every step down.
 //!
 //! Two axes (design decision 1). Access, per file: `direct → dontcache → buffered`. Performer,
-//! for the whole load: `uring → threads`. A refusal moves one of them by one rung; the bytes that
+//! for the whole load: `uring → threads`, or `tokio-uring → threads`. A refusal moves one of them by one rung; the bytes that
 //! were received before it stay received.
 
 use nix::errno::Errno;
@@ -56,16 +56,30 @@ impl Access {
 pub enum Performer {
     /// io_uring, from one thread.
     Uring,
+    /// io_uring, through the tokio-uring runtime of the thread.
+    TokioUring,
     /// Blocking calls on several threads: `preadv2`, or copies out of a mapping.
     Threads,
 }
 
 impl Performer {
+    /// Whether it is io_uring, and there is another one behind it.
+    #[must_use]
+    pub fn is_ring(self) -> bool {
+        self != Self::Threads
+    }
+
+    /// Whether it has no way to ask for such reads: its runtime passes no flags on.
+    pub(crate) fn lacks(self, access: Access) -> bool {
+        (self, access) == (Self::TokioUring, Access::DontCache)
+    }
+
     /// The name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Uring => "uring",
+            Self::TokioUring => "tokio-uring",
             Self::Threads => "threads",
         }
     }

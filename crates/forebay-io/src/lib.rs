@@ -7,12 +7,14 @@
 //! [`ModelFile`] opens a file and finds out what it takes (direct I/O, at which alignment, what
 //! the page cache holds). [`Schedule`] decides, without a system call, which bytes are asked for
 //! next and what a completion means: short reads, refusals, the ladder. The engines perform its
-//! operations ([`Performer::Uring`], [`Performer::Threads`]) and decide nothing.
+//! operations ([`Performer::Uring`], [`Performer::Threads`], and where the feature `tokio-uring` is
+//! on, [`Performer::TokioUring`]) and decide nothing.
 //! [`ReadJob::run`] ties them together on the thread that calls it. Tensors that stay in a mapping
 //! are no reads: [`PrefetchJob`] brings their pages in.
 //!
 //! Nothing here knows tensors, devices or policies.
 
+mod bell;
 pub mod cache;
 mod cancel;
 mod engine;
@@ -28,7 +30,8 @@ mod trace;
 
 pub use cancel::Cancel;
 pub use engine::{
-    Filled, FreeSlots, ReadJob, ReadOutcome, ReadStats, THREADS_MAX, UringSupport, uring_support,
+    Filled, FreeSlots, ReadJob, ReadOutcome, ReadStats, SlotReturn, THREADS_MAX, UringSupport,
+    slot_channel, uring_support,
 };
 pub use failure::{FailureKind, ReadFailure};
 pub use fault::Fault;

@@ -1,12 +1,12 @@
 //! Reads that are asked for while others run, on both performers: none is lost, doubled or
 //! overtaken, and none of the slots is.
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use forebay_io::{
     Access, Cancel, Errno, FailureKind, Fallback, Fault, Feed, Filled, ModelFile, Op, Performer,
-    ReadJob, ReadOutcome, ReadSpec, Schedule, uring_support,
+    ReadJob, ReadOutcome, ReadSpec, Schedule, SlotReturn, slot_channel, uring_support,
 };
-use forebay_mem::{Alignment, Free, Slab, Slot};
+use forebay_mem::{Alignment, Slab};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,8 +22,12 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// Those that this machine has.
 fn performers() -> Vec<Performer> {
-    let uring = uring_support().is_ok().then_some(Performer::Uring);
-    uring.into_iter().chain([Performer::Threads]).collect()
+    let mut performers = vec![Performer::Threads];
+    if uring_support().is_ok() {
+        performers.push(Performer::Uring);
+        performers.extend(cfg!(feature = "tokio-uring").then_some(Performer::TokioUring));
+    }
+    performers
 }
 
 /// A file of numbers, none of which occurs twice.
@@ -64,7 +68,7 @@ struct Fed {
     cancel: Cancel,
     slab: Arc<Slab>,
     full: Receiver<Filled>,
-    free: Sender<Slot<Free>>,
+    free: SlotReturn,
     thread: JoinHandle<ReadOutcome>,
 }
 
@@ -84,7 +88,7 @@ impl Default for With {
 impl Fed {
     fn start(file: &File, performer: Performer, feed: Feed, with: With) -> Self {
         let (slab, tokens) = Slab::new(SLOT_BYTES, with.slots).unwrap();
-        let (free_sender, free) = bounded(with.slots);
+        let (free_sender, free) = slot_channel(with.slots);
         let (full_sender, full) = bounded(with.slots);
         tokens.into_iter().for_each(|token| free_sender.send(token).unwrap());
         let cancel = Cancel::default();
@@ -98,7 +102,7 @@ impl Fed {
             schedule,
             places: Vec::new(),
             slab: Arc::clone(&slab),
-            free: free.into(),
+            free,
             full: full_sender,
             cancel: cancel.clone(),
             queue_depth: with.queue_depth,

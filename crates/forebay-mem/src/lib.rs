@@ -32,4 +32,4 @@ pub use place::{Place, PlaceWatch};
 pub use pointer::HostPointer;
 pub use region::Region;
 pub use residency::Expect;
-pub use slab::{Draining, Filling, Free, Full, Slab, Slot, SlotCensus};
+pub use slab::{Draining, Filling, Free, Full, Slab, Slot, SlotCensus, SlotMemory};

@@ -44,6 +44,10 @@ impl Place {
         (Self { region: Arc::clone(region), range, returned }, watch)
     }
 
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
     pub(crate) fn start(&self) -> *mut u8 {
         self.region.at(self.range.start)
     }

@@ -49,6 +49,14 @@ pub struct Slab {
     has_leaked: AtomicBool,
 }
 
+/// The memory that a slot's bytes go to, without any right to it: it stays mapped for as long as
+/// this lives, whatever becomes of the token.
+#[derive(Clone, Debug)]
+pub struct SlotMemory {
+    _slab: Arc<Slab>,
+    _place: Option<Arc<Region>>,
+}
+
 /// How many slots are in each state, for reports and for the proof that none was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are the states")]
@@ -237,6 +245,13 @@ impl Slot<Filling> {
     #[must_use]
     pub fn address(&self) -> *mut u8 {
         self.start()
+    }
+
+    /// For engines that lose sight of the token before the kernel is done.
+    #[must_use]
+    pub fn memory(&self) -> SlotMemory {
+        let place = self.place.as_ref().map(|place| Arc::clone(place.region()));
+        SlotMemory { _slab: Arc::clone(self.slab()), _place: place }
     }
 
     /// How many bytes it takes.

@@ -156,7 +156,7 @@ pub(crate) fn refusals_at_every_rung(mount: Mount) {
     let Some((scratch, landed)) = under(mount, Script::new(short).and(refuse)) else { return };
     landed.expect_whole(scratch.contents());
     let per_file =
-        std::iter::successors(mount.access.below(), |access: &Access| access.below()).count();
+        std::iter::successors(mount.below(mount.access), |access| mount.below(*access)).count();
     let steps = landed.read_steps();
     assert_eq!(steps.len(), per_file * BYTES.len(), "once for each file and rung: {steps:?}");
 }

@@ -30,6 +30,8 @@ pub(crate) enum Destination {
     Slots,
     /// The same, by threads of the kernel.
     SlotsByWorkers,
+    /// The same, by a task of the caller's runtime.
+    SlotsOfTask,
     /// Straight into place.
     Places,
     /// Through slots to a CUDA device, which is emulated.
@@ -59,6 +61,7 @@ impl Mount {
         let reads = cut(files, piece_bytes, self.access);
         let mut load = Load::new(Arc::clone(files), reads, self.performer);
         load.in_place = self.to == Destination::Places;
+        load.as_task = self.to == Destination::SlotsOfTask;
         load.buffered_by_workers = self.to == Destination::SlotsByWorkers;
         load.to_device = self.to == Destination::Device;
         if load.to_device {
@@ -69,15 +72,24 @@ impl Mount {
         load
     }
 
+    /// The rung below `access`.
+    pub(crate) fn below(self, access: Access) -> Option<Access> {
+        match (self.performer, access) {
+            // Its runtime has no flag for what lies between.
+            (Performer::TokioUring, Access::Direct) => Some(Access::Buffered),
+            _ => access.below(),
+        }
+    }
+
     /// The one step that a refusal with `errno` of the first rung costs; `None` if it was the
     /// last one.
     pub(crate) fn first_step(self, errno: Errno) -> Option<(Rung, Rung)> {
-        let performer = (Rung::Performer(Performer::Uring), Rung::Performer(Performer::Threads));
-        match (self.performer, errno, self.access.below()) {
-            (Performer::Uring, Errno::EPERM | Errno::ENOSYS, _) => Some(performer),
+        let performer = (Rung::Performer(self.performer), Rung::Performer(Performer::Threads));
+        match (self.performer.is_ring(), errno, self.below(self.access)) {
+            (true, Errno::EPERM | Errno::ENOSYS, _) => Some(performer),
             (_, _, Some(below)) => Some((Rung::Access(self.access), Rung::Access(below))),
-            (Performer::Uring, _, None) => Some(performer),
-            (Performer::Threads, _, None) => None,
+            (true, _, None) => Some(performer),
+            (false, _, None) => None,
         }
     }
 }

@@ -1,8 +1,48 @@
 //! Free slots, and which of them a read had better take.
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use crate::bell::Bell;
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TryRecvError, bounded};
 use forebay_mem::{Free, Slot};
 use std::time::Duration;
+
+/// A way for free slots from who has emptied them to the engine, with room for so many.
+#[must_use]
+pub fn slot_channel(slots: usize) -> (SlotReturn, FreeSlots) {
+    let (sender, channel) = bounded(slots);
+    let free = FreeSlots::from(channel);
+    (SlotReturn { sender: Some(sender), bell: free.bell.clone() }, free)
+}
+
+/// Where slots are given back.
+#[derive(Debug)]
+pub struct SlotReturn {
+    /// `None` once it is being dropped.
+    sender: Option<Sender<Slot<Free>>>,
+    bell: Bell,
+}
+
+impl SlotReturn {
+    /// Gives a slot back. Never waits, as there is room for all of them.
+    ///
+    /// # Errors
+    /// The slot, if the engine has ended.
+    pub fn send(&self, slot: Slot<Free>) -> Result<(), SendError<Slot<Free>>> {
+        match &self.sender {
+            Some(sender) => sender.send(slot)?,
+            None => return Err(SendError(slot)),
+        }
+        self.bell.ring();
+        Ok(())
+    }
+}
+
+impl Drop for SlotReturn {
+    fn drop(&mut self) {
+        // Before the engine is woken, which looks whether the channel is closed.
+        drop(self.sender.take());
+        self.bell.ring();
+    }
+}
 
 /// Where free slots come from. Slots may be of several groups, each near to some of the places
 /// that bytes go to, say the slots on one NUMA node; a read then takes one of its own group if
@@ -16,24 +56,23 @@ pub struct FreeSlots {
     group_of_read: Vec<usize>,
     /// Came out of the channel and are not taken yet.
     waiting: Vec<Slot<Free>>,
+    /// Rings when one comes, if it comes from [`slot_channel`].
+    bell: Bell,
 }
 
 impl From<Receiver<Slot<Free>>> for FreeSlots {
     /// Slots that are all alike.
     fn from(channel: Receiver<Slot<Free>>) -> Self {
-        Self::grouped(channel, Vec::new(), Vec::new())
+        let (group_of_slot, group_of_read) = (Vec::new(), Vec::new());
+        Self { channel, group_of_slot, group_of_read, waiting: Vec::new(), bell: Bell::default() }
     }
 }
 
 impl FreeSlots {
     /// Slots in groups, by the index of the slot, and the group that each read prefers.
     #[must_use]
-    pub fn grouped(
-        channel: Receiver<Slot<Free>>,
-        group_of_slot: Vec<usize>,
-        group_of_read: Vec<usize>,
-    ) -> Self {
-        Self { channel, group_of_slot, group_of_read, waiting: Vec::new() }
+    pub fn grouped(self, group_of_slot: Vec<usize>, group_of_read: Vec<usize>) -> Self {
+        Self { group_of_slot, group_of_read, ..self }
     }
 
     /// The channel that they come through, for waiting on it.
@@ -64,6 +103,19 @@ impl FreeSlots {
         self.waiting.push(slot);
     }
 
+    /// Whether one can be taken, or it is known that none ever will. If not, `waker` is woken when
+    /// that changes.
+    #[cfg(feature = "tokio-uring")]
+    pub(super) fn poll(&mut self, waker: &std::task::Waker) -> bool {
+        self.bell.listen(waker);
+        match self.channel.try_recv() {
+            Ok(slot) => self.waiting.push(slot),
+            Err(TryRecvError::Disconnected) => return true,
+            Err(TryRecvError::Empty) => {}
+        }
+        !self.waiting.is_empty()
+    }
+
     /// The next one that becomes free; to be asked when [`FreeSlots::take`] found none.
     pub(super) fn wait(&self, timeout: Duration) -> Result<Slot<Free>, RecvTimeoutError> {
         self.channel.recv_timeout(timeout)
@@ -81,7 +133,8 @@ mod tests {
         let (_slab, tokens) = Slab::new(4096, 4).unwrap();
         let (sender, channel) = bounded(4);
         tokens.into_iter().for_each(|token| sender.send(token).unwrap());
-        let mut free = FreeSlots::grouped(channel, vec![0, 0, 1, 1], vec![1, 1, 1, 0, 0]);
+        let free = FreeSlots::from(channel);
+        let mut free = free.grouped(vec![0, 0, 1, 1], vec![1, 1, 1, 0, 0]);
         let taken: Vec<_> = (0..4).map(|read| free.take(Some(read)).unwrap()).collect();
         let groups: Vec<usize> = taken.iter().map(|slot| slot.index() / 2).collect();
         assert_eq!(groups, [1, 1, 0, 0], "the third finds none of its own");

@@ -2,6 +2,8 @@
 
 mod free;
 mod threads;
+#[cfg(feature = "tokio-uring")]
+mod tokio_uring;
 mod uring;
 
 use crate::cache::drop_cached;
@@ -9,6 +11,8 @@ use crate::cancel::{CANCEL_POLL, Cancel};
 use crate::failure::{FailureKind, ReadFailure};
 use crate::fault::Fault;
 use crate::file::ModelFile;
+#[cfg(not(feature = "tokio-uring"))]
+use crate::ladder::StepAt;
 use crate::ladder::{Access, Performer};
 use crate::schedule::{Completion, Op, ReadSpec, Schedule};
 use crate::trace::ReadTrace;
@@ -19,7 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use free::FreeSlots;
+pub use free::{FreeSlots, SlotReturn, slot_channel};
 pub use threads::THREADS_MAX;
 pub use uring::{UringSupport, uring_support};
 
@@ -103,11 +107,59 @@ impl ReadJob {
         let mut stats = ReadStats::default();
         let started = Instant::now();
         let mut carried = Vec::new();
-        let files = Arc::clone(&self.files);
         self.refuse_unopened();
-        if self.schedule.performer() == Performer::Uring && !self.is_over() {
-            carried = uring::run(&mut self, &mut stats);
+        if !self.is_over() {
+            carried = match self.schedule.performer() {
+                Performer::Uring => uring::run(&mut self, &mut stats),
+                Performer::TokioUring => self.run_on_own_runtime(&mut stats),
+                Performer::Threads => carried,
+            };
         }
+        self.finish(carried, stats, started)
+    }
+
+    /// The same as a task of the tokio-uring runtime that it is awaited on, if the schedule begins
+    /// with [`Performer::TokioUring`]; if that is left, a thread goes on. When it has ended, nothing
+    /// is in flight; when it is dropped, the runtime keeps what is in flight, with its memory, until
+    /// that is done.
+    ///
+    /// # Panics
+    /// Outside of such a runtime.
+    #[cfg(feature = "tokio-uring")]
+    pub async fn run_on_tokio_uring(mut self) -> ReadOutcome {
+        let mut stats = ReadStats::default();
+        let started = Instant::now();
+        let mut carried = Vec::new();
+        self.refuse_unopened();
+        if !self.is_over() && self.schedule.performer() == Performer::TokioUring {
+            carried = tokio_uring::run(&mut self, &mut stats).await;
+        }
+        if self.is_over() {
+            return self.finish(carried, stats, started);
+        }
+        tokio_uring::elsewhere(self, move |job| job.finish(carried, stats, started)).await
+    }
+
+    #[cfg(feature = "tokio-uring")]
+    fn run_on_own_runtime(&mut self, stats: &mut ReadStats) -> Vec<Slot<Filling>> {
+        tokio_uring::run_alone(self, stats)
+    }
+
+    #[cfg(not(feature = "tokio-uring"))]
+    fn run_on_own_runtime(&mut self, _: &mut ReadStats) -> Vec<Slot<Filling>> {
+        let reason = "forebay was built without the feature tokio-uring";
+        self.schedule.leave_performer(Errno::ENOSYS, StepAt::Setup, None, reason);
+        Vec::new()
+    }
+
+    /// What the ring has left undone is done by threads, `carried` first.
+    fn finish(
+        self,
+        carried: Vec<Slot<Filling>>,
+        mut stats: ReadStats,
+        started: Instant,
+    ) -> ReadOutcome {
+        let files = Arc::clone(&self.files);
         let schedule = if self.is_over() {
             self.schedule
         } else {

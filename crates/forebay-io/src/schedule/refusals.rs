@@ -3,7 +3,7 @@
 //! ```text
 //!   EINVAL EFAULT EOPNOTSUPP   the file leaves this access for the best one below that it has not
 //!                              refused; from the last one, the load leaves the ring
-//!   EPERM ENOSYS               on the ring: the load leaves it; on threads: as above
+//!   EPERM ENOSYS               on a ring: the load leaves it; on threads: as above
 //!   a short direct read that   this one read leaves direct access, the file does not
 //!   ends off the alignment
 //! ```
@@ -68,7 +68,7 @@ impl Schedule {
 
     /// The best access that the file has not refused.
     pub(super) fn effective(&self, spec: &ReadSpec, flight: &Flight) -> Access {
-        let is_refused = self.files[spec.file].refused[spec.access.index()];
+        let is_refused = self.is_refused(spec.file, spec.access);
         if is_refused || (flight.lowered && spec.access == Access::Direct) {
             return self.rung_below(spec.file, spec.access).unwrap_or(spec.access);
         }
@@ -77,16 +77,20 @@ impl Schedule {
 
     /// The best access below `access` that the file has not refused; the last one never is.
     fn rung_below(&self, file: usize, access: Access) -> Option<Access> {
-        let refused = &self.files[file].refused;
         std::iter::successors(access.below(), |rung| rung.below())
-            .find(|rung| !refused[rung.index()])
+            .find(|rung| !self.is_refused(file, *rung))
+    }
+
+    /// By the file, or because whoever performs can't ask for it.
+    fn is_refused(&self, file: usize, access: Access) -> bool {
+        self.performer.lacks(access) || self.files[file].refused[access.index()]
     }
 
     /// A refusal that another rung may not share, or an error that none would mend.
     pub(super) fn refused(&mut self, flight: &Flight, errno: Errno) {
         let spec = flight.spec;
         let offset = spec.offset + u64::from(flight.received);
-        let on_ring = self.performer == Performer::Uring;
+        let on_ring = self.performer.is_ring();
         match errno {
             // Said by a performer that has been left since: the next one gets its own try.
             Errno::EINVAL | Errno::EFAULT | Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSYS

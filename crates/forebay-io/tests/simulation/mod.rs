@@ -194,7 +194,7 @@ impl<'a> Simulation<'a> {
                 let performer = self.schedule.performer();
                 self.check_op(slot, &next);
                 self.bound_mut(slot).state = match (by, performer) {
-                    (Performer::Uring, Performer::Threads) => State::Carried,
+                    (_, Performer::Threads) if by.is_ring() => State::Carried,
                     _ => State::InFlight(next, performer),
                 };
             }

@@ -47,7 +47,7 @@ impl Oracle {
             // Which access a whole engine is refused for means nothing, so it is not compared.
             return self.stop(forbidden(errno, Access::Direct, self.performer));
         }
-        let (from, to) = (Performer::Uring, Performer::Threads);
+        let (from, to) = (self.performer, Performer::Threads);
         self.steps.push((None, Rung::Performer(from), Rung::Performer(to), errno));
         self.performer = to;
     }
@@ -90,7 +90,7 @@ impl Oracle {
         }
         let performer_refused = matches!(errno, Errno::EPERM | Errno::ENOSYS);
         let is_last = op.access == Access::Buffered;
-        if by == Performer::Uring && (performer_refused || is_last) {
+        if by.is_ring() && (performer_refused || is_last) {
             self.leave(errno);
         } else if is_last {
             self.stop(FailureKind::Errno(errno));
@@ -111,16 +111,22 @@ impl Oracle {
 
     fn next_below(&self, file: usize, from: Access) -> Access {
         let below = from.below().expect("the last rung is not left");
-        match self.refused.contains(&(file, below.name())) {
+        match self.is_refused(file, below) {
             true => self.next_below(file, below),
             false => below,
         }
     }
 
+    /// By the file, or because the runtime of the performer has no flag for it.
+    fn is_refused(&self, file: usize, access: Access) -> bool {
+        let lacks = (self.performer, access) == (Performer::TokioUring, Access::DontCache);
+        lacks || self.refused.contains(&(file, access.name()))
+    }
+
     /// The access that a read has now.
     fn best(&self, spec: &ReadSpec, read: usize) -> Access {
         let is_lowered = self.lowered.contains(&read) && spec.access == Access::Direct;
-        match is_lowered || self.refused.contains(&(spec.file, spec.access.name())) {
+        match is_lowered || self.is_refused(spec.file, spec.access) {
             true => self.next_below(spec.file, spec.access),
             false => spec.access,
         }
@@ -130,7 +136,7 @@ impl Oracle {
     pub(crate) fn allows(&self, spec: &ReadSpec, access: Access) -> bool {
         let ladder = std::iter::successors(Some(spec.access), |access| access.below());
         let on_ladder = ladder.into_iter().any(|rung| rung == access);
-        on_ladder && !self.refused.contains(&(spec.file, access.name()))
+        on_ladder && !self.is_refused(spec.file, access)
     }
 
     /// That the schedule says the same.

@@ -14,8 +14,8 @@ use crate::pipeline::{check_identities, label};
 use crate::plan::Plan;
 use crossbeam_channel::{Receiver, Sender, select};
 use forebay_device::{ArenaLayout, Bay, BayArena, DeviceError, Drained, Pool, Segment, Uploader};
-use forebay_io::{Feed, Filled, ReadSpec};
-use forebay_mem::{Free, Full, Slot};
+use forebay_io::{Feed, Filled, ReadSpec, SlotReturn};
+use forebay_mem::{Full, Slot};
 use forebay_trace::{Label, Labels, Text};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,7 +153,7 @@ pub(super) struct Supply {
     pub(super) reserved: Vec<Option<Bay>>,
     pub(super) feed: Feed,
     pub(super) full: Receiver<Filled>,
-    pub(super) free: Sender<Slot<Free>>,
+    pub(super) free: SlotReturn,
     pub(super) commands: Receiver<Command>,
     pub(super) returned: Receiver<()>,
     pub(super) reports: Box<dyn Reports>,

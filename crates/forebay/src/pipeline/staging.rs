@@ -3,17 +3,16 @@
 use super::memory::Contexts;
 use crate::error::Error;
 use crate::plan::{Plan, near_devices};
-use crossbeam_channel::{Sender, bounded};
 use forebay_device::cuda::{self, StagingShape};
-use forebay_io::FreeSlots;
-use forebay_mem::{Free, Slab, Slot};
+use forebay_io::{FreeSlots, SlotReturn, slot_channel};
+use forebay_mem::Slab;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Staging memory, with the channel that its free slots go round in.
 pub(crate) struct Staging {
     pub(crate) slab: Arc<Slab>,
-    pub(crate) free_sender: Sender<Slot<Free>>,
+    pub(crate) free_sender: SlotReturn,
     pub(crate) free: FreeSlots,
     /// The driver's hold on it, where devices copy from it.
     pub(crate) pinned: Option<cuda::Staging>,
@@ -50,15 +49,15 @@ impl Staging {
         let slots = plan.staging.slots;
         let slot_bytes = usize::try_from(plan.staging.slot_bytes).unwrap_or(usize::MAX);
         let context = plan.copied_to().first().and_then(|first| contexts.get(first));
-        let (free_sender, free) = bounded(slots);
+        let (free_sender, free) = slot_channel(slots);
         let (slab, tokens, pinned, free) = match (near(plan), context) {
             (Some((shape, groups)), Some(context)) if slots > 0 => {
                 let of_read = |read| group_of_read(plan, &groups, read);
                 let free = match shape.groups.len() {
-                    0 | 1 => free.into(),
+                    0 | 1 => free,
                     _ => {
                         let of_reads = (0..plan.reads.len()).map(of_read).collect();
-                        FreeSlots::grouped(free, shape.group_of_slot(), of_reads)
+                        free.grouped(shape.group_of_slot(), of_reads)
                     }
                 };
                 let (staging, tokens) = cuda::Staging::take(context, &shape).map_err(no_room())?;
@@ -66,7 +65,7 @@ impl Staging {
             }
             _ => {
                 let (slab, tokens) = Slab::new(slot_bytes, slots).map_err(no_room())?;
-                (slab, tokens, None, free.into())
+                (slab, tokens, None, free)
             }
         };
         for token in tokens {

@@ -3,10 +3,9 @@
 use super::landing::Announcer;
 use super::timeline::Waits;
 use crate::plan::{ArenaPlan, Home, Plan};
-use crossbeam_channel::{Receiver, Sender, never, select};
+use crossbeam_channel::{Receiver, never, select};
 use forebay_device::{DeviceError, Drained, Segment, Uploader};
-use forebay_io::Filled;
-use forebay_mem::{Free, Slot};
+use forebay_io::{Filled, SlotReturn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,7 +54,7 @@ pub(super) struct UploadJob {
     pub(super) uploader: Uploader,
     pub(super) plan: UploadPlan,
     pub(super) full: Receiver<Filled>,
-    pub(super) free: Sender<Slot<Free>>,
+    pub(super) free: SlotReturn,
     pub(super) landed: Announcer,
     pub(super) placed_bytes: Arc<AtomicU64>,
     /// What records them on a timeline, if anything does.
