@@ -5,6 +5,8 @@ use crate::error::Error;
 use crate::loaded::Loaded;
 use crate::mode::ModeSpec;
 use crate::model::Model;
+#[cfg(feature = "tokio-uring")]
+use crate::pipeline::LoadStream;
 use crate::pipeline::{Load, Progress};
 use crate::plan::{Lent, LentMemory, Plan};
 use crate::split::Axis;
@@ -84,6 +86,9 @@ pub enum EngineChoice {
     Auto,
     /// io_uring.
     Uring,
+    /// io_uring, by a tokio-uring runtime: the caller's ([`Loader::stream_on_tokio_uring`]), or one of
+    /// its own. Takes the feature `tokio-uring`.
+    TokioUring,
     /// Threads with `preadv2`.
     Threads,
 }
@@ -95,8 +100,9 @@ impl FromStr for EngineChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "uring" => Ok(Self::Uring),
+            "tokio-uring" => Ok(Self::TokioUring),
             "threads" => Ok(Self::Threads),
-            _ => Err(format!("'{text}' is no engine: auto, uring or threads")),
+            _ => Err(format!("'{text}' is no engine: auto, uring, tokio-uring or threads")),
         }
     }
 }
@@ -220,6 +226,8 @@ pub(crate) struct Hooks {
     pub(crate) fault: Option<Box<dyn Fault>>,
     /// When the load began, if that was before its plan was made.
     pub(crate) begun: Option<Instant>,
+    /// Whether reads are a task of the tokio-uring runtime of the calling thread.
+    pub(crate) on_this_runtime: bool,
 }
 
 /// Says what to load and how, then loads it.
@@ -475,6 +483,42 @@ impl Loader {
         let plan = Plan::to_start(&model, &self.options, lent)?;
         let _ready = warm_up.finish();
         plan.start_with(self.hooks)
+    }
+
+    /// As [`Loader::start`], and the reads are a task of the [tokio-uring] runtime that this is called
+    /// on, whose thread is the only one that reads. Opening and planning block it for a moment.
+    ///
+    /// The runtime has to run for the load to go on. Dropping the stream stops the load, but waits for
+    /// nothing: the runtime finishes what is in flight when it runs next. If it ends first, so does
+    /// the load, with [`Error::Cancelled`].
+    ///
+    /// [tokio-uring]: https://docs.rs/tokio-uring
+    ///
+    /// ```no_run
+    /// use forebay::Loader;
+    /// use futures_util::StreamExt;
+    ///
+    /// tokio_uring::start(async {
+    ///     let mut landing = Loader::new("model.gguf").stream_on_tokio_uring()?;
+    ///     while let Some(tensor) = landing.next().await {
+    ///         println!("{:?}", tensor?);
+    ///     }
+    ///     let loaded = landing.finished().await?;
+    /// #   Ok::<(), forebay::Error>(())
+    /// })?;
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// Outside of such a runtime.
+    ///
+    /// # Errors
+    /// As [`Loader::start`].
+    #[cfg(feature = "tokio-uring")]
+    pub fn stream_on_tokio_uring(mut self) -> Result<LoadStream, Error> {
+        self.options.engine = EngineChoice::TokioUring;
+        self.hooks.on_this_runtime = true;
+        Ok(self.start()?.stream())
     }
 
     /// Loads everything.

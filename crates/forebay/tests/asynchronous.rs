@@ -11,7 +11,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
 use support::{TestModel, alone, is_without_load_threads};
 
 /// Polls when it is woken, and sleeps until then: what is never woken hangs.
@@ -126,32 +125,4 @@ fn a_failure_ends_the_stream_with_its_cause_and_wakes_those_who_wait() {
         assert!(matches!(load.finished().await, Err(Error::AlreadyReported)));
     });
     assert!(is_without_load_threads());
-}
-
-#[test]
-fn dropping_a_future_or_a_runtime_stops_the_load() {
-    let _alone = alone();
-    let model = Arc::new(TestModel::new(8 << 20));
-    let mut random = fastrand::Rng::with_seed(7);
-    for round in 0..60 {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_time()
-            .build()
-            .unwrap();
-        let patience = Duration::from_micros(random.u64(0..4000));
-        let load = model.loader("dio").staging_bytes(256 << 10).start().unwrap();
-        if round % 2 == 0 {
-            let finished = runtime
-                .block_on(async { tokio::time::timeout(patience, load.finished()).await.ok() });
-            if let Some(loaded) = finished {
-                loaded.unwrap().tensors().for_each(|tensor| model.assert_right(&tensor));
-            }
-        } else {
-            runtime.spawn(load.finished());
-            std::thread::sleep(patience);
-            drop(runtime);
-        }
-        assert!(is_without_load_threads(), "round {round}");
-    }
 }

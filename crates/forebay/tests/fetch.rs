@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use support::{
-    TestModel, alone, is_without_load_threads, on_a_thread, scratch, small_slots, status_kib,
+    TestModel, alone, engines, is_without_load_threads, on_a_thread, scratch, small_slots,
+    status_kib,
 };
 
-const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Threads];
 /// Of a slice of `even`: two blocks, so that it takes as much of the device as of the file.
 const SLICE: u64 = 8192;
 
@@ -106,7 +106,7 @@ fn slices_are_those_of_the_file_and_nothing_else_is_read() {
     let _alone = alone();
     let model = uneven();
     let mut random = fastrand::Rng::with_seed(6);
-    for engine in ENGINES {
+    for engine in engines() {
         for mode in ["dio", "none", "mmap", "auto"] {
             let seen = Seen::default();
             let builder = fetcher(&model, 4 << 20).options(small_slots(mode, engine));
@@ -272,7 +272,7 @@ fn a_large_piece_gets_its_room_from_several_holders() {
 fn what_is_in_use_stays_right_whatever_is_fetched_meanwhile() {
     let _alone = alone();
     let model = even(64);
-    for engine in ENGINES {
+    for engine in engines() {
         let builder = fetcher(&model, 6 * SLICE).options(small_slots("dio", engine));
         let fetcher = builder.start().unwrap();
         let held = held(&fetcher, 3);
@@ -340,7 +340,7 @@ fn pieces_without_bytes_need_no_room() {
 #[test]
 fn any_number_of_wishes_can_be_given_up_at_any_moment() {
     let _alone = alone();
-    for engine in ENGINES {
+    for engine in engines() {
         let model = Arc::new(even(24));
         let (waited, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (counts, of_model) = ((Arc::clone(&waited), Arc::clone(&dropped)), Arc::clone(&model));
@@ -629,7 +629,7 @@ fn slices_of_parts_of_bytes_are_refused() {
 fn a_read_that_fails_ends_all_that_waits_and_is_told_once() {
     let _alone = alone();
     let model = Arc::new(even(32));
-    for engine in ENGINES {
+    for engine in engines() {
         let model = Arc::clone(&model);
         on_a_thread("fails", move || {
             let script = Script::new(Rule::new(Answer::Errno(Errno::EIO)).after(3).times(1));
@@ -673,7 +673,7 @@ fn cancelling_and_dropping_end_a_fetcher_at_any_moment() {
         on_a_thread(&format!("round {round}"), move || {
             let cancel = Cancel::default();
             let builder = fetcher(&model, 6 * SLICE).cancel_with(&cancel);
-            let builder = builder.options(small_slots("dio", ENGINES[round % 2]));
+            let builder = builder.options(small_slots("dio", engines()[round % engines().len()]));
             let fetcher = builder.start().unwrap();
             let mut wishes: Vec<Fetch> = (0..random.u64(..30))
                 .map(|slice| fetcher.fetch("experts", slice..slice + 1, 0).unwrap())

@@ -14,9 +14,10 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{TestModel, alone, is_without_load_threads, on_a_thread, small_slots, status_kib};
+use support::{
+    TestModel, alone, engines, is_without_load_threads, on_a_thread, small_slots, status_kib,
+};
 
-const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Threads];
 const MODES: [&str; 4] = ["dio", "none", "mmap", "auto"];
 const KIB: usize = 1 << 10;
 
@@ -132,7 +133,7 @@ fn every_layer_of_every_pass_has_the_bytes_of_the_file() {
     let _alone = alone();
     let model = uneven();
     let (all, least) = (bytes_of(&model), least_bytes(&model));
-    for engine in ENGINES {
+    for engine in engines() {
         for mode in MODES {
             for budget in [2 * all, all / 2, all / 4, least] {
                 for host in [0, all / 4, 2 * all] {
@@ -178,7 +179,7 @@ fn only_what_is_in_no_tier_is_read_again() {
     let _alone = alone();
     let model = uneven();
     let all = bytes_of(&model);
-    for engine in ENGINES {
+    for engine in engines() {
         for host in [0, all / 4, 2 * all] {
             let seen = Seen::default();
             let mut stream = LayerStream::builder(&model.path)
@@ -387,7 +388,7 @@ fn one_bay_is_enough_to_go_on() {
 fn a_tensor_that_is_held_stays_right_while_others_come() {
     let _alone = alone();
     let model = even(10, 50 * KIB + 3);
-    for engine in ENGINES {
+    for engine in engines() {
         let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
         let builder = builder.device_budget(3 * 51 * KIB as u64).host_budget(100 * KIB as u64);
         let mut stream = builder.start().unwrap();
@@ -415,7 +416,7 @@ fn dropping_a_stream_at_any_moment_leaves_nothing_and_what_was_handed_out_is_rig
     let all = bytes_of(&model);
     let mut random = fastrand::Rng::with_seed(4);
     for round in 0..120 {
-        let (mode, engine) = (MODES[round % 4], ENGINES[round / 4 % 2]);
+        let (mode, engine) = (MODES[round % 4], engines()[round / 4 % engines().len()]);
         let budget = all / [1, 2, 4][random.usize(..3)] + 256 * 1024;
         let builder = LayerStream::builder(&model.path).options(small_slots(mode, engine));
         let builder = builder.device_budget(budget).host_budget(random.u64(..all));
@@ -451,7 +452,7 @@ fn error_of(mut stream: LayerStream) -> (LayerStream, Error) {
 fn a_failed_read_names_file_and_tensor_once() {
     let _alone = alone();
     let model = uneven();
-    for engine in ENGINES {
+    for engine in engines() {
         for after in [0, 7, 40] {
             let script = Script::new(Rule::new(Answer::Errno(Errno::EIO)).after(after).times(1));
             let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
@@ -507,7 +508,7 @@ fn cancelling_ends_the_stream_wherever_it_is() {
     let _alone = alone();
     let model = even(8, 70 * KIB);
     for before in [0, 1, 5, 11] {
-        for engine in ENGINES {
+        for engine in engines() {
             let cancel = Cancel::default();
             let builder = LayerStream::builder(&model.path).options(small_slots("dio", engine));
             let builder = builder.device_budget(200 * KIB as u64).cancel_with(&cancel);
@@ -534,7 +535,7 @@ fn cancelling_ends_the_stream_wherever_it_is() {
 fn refusals_are_stepped_down_exactly_and_reported() {
     let _alone = alone();
     let model = uneven();
-    for engine in ENGINES {
+    for engine in engines() {
         let direct = |op: &Op| op.access == forebay::Access::Direct;
         let refusal = Rule::new(Answer::Errno(Errno::EINVAL)).only(direct).after(9);
         let short = Rule::new(Answer::AnyShort(fastrand::Rng::with_seed(3))).times(300);

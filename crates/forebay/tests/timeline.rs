@@ -5,9 +5,7 @@ mod support;
 use forebay::{Cancel, EngineChoice, Errno, GpuLayers, LoadReport, Loader, Prefetch, Trace};
 use forebay_tests::{Answer, Event, Rule, Script, Timeline};
 use std::collections::BTreeMap;
-use support::TestModel;
-
-const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Threads];
+use support::{TestModel, engines};
 
 /// Copies out of a mapping are the threads' alone.
 fn serves(engine: EngineChoice, mode: &str) -> bool {
@@ -83,7 +81,7 @@ fn told_events(report: &LoadReport) -> u64 {
 #[test]
 fn every_read_and_every_upload_is_told_once() {
     let model = TestModel::new(4 << 20);
-    for engine in ENGINES {
+    for engine in engines() {
         for (mode, layers) in [
             ("dio", GpuLayers::All),
             ("none", GpuLayers::All),
@@ -140,7 +138,7 @@ fn a_read_tells_which_bytes_of_which_tensors_it_brings_and_how() {
 #[test]
 fn counters_come_back_to_nothing() {
     let model = TestModel::new(4 << 20);
-    for engine in ENGINES {
+    for engine in engines() {
         let trace = Trace::new();
         small_reads(&model, "dio").engine(engine).trace(&trace).load().unwrap();
         let timeline = timeline(&trace, &model);
@@ -156,7 +154,7 @@ fn counters_come_back_to_nothing() {
 #[test]
 fn refusals_and_short_reads_are_told_where_they_happened() {
     let model = TestModel::new(4 << 20);
-    for engine in ENGINES {
+    for engine in engines() {
         let direct = |op: &forebay_io::Op| op.access == forebay::Access::Direct;
         let refused = Rule::new(Answer::Errno(Errno::EINVAL)).only(direct).after(5);
         let short = Rule::new(Answer::Short(4096)).after(2).times(3);
@@ -176,7 +174,11 @@ fn refusals_and_short_reads_are_told_where_they_happened() {
             assert!(refused.track.starts_with("slot "));
         }
         assert!(of_name("refused").count() > 0);
-        let step = of_name("direct → dontcache").next().unwrap();
+        let step = match engine {
+            EngineChoice::TokioUring => "direct → buffered",
+            _ => "direct → dontcache",
+        };
+        let step = of_name(step).next().unwrap();
         assert_eq!((step.text("errno"), step.text("at")), (Some("EINVAL"), Some("read")));
     }
 }
@@ -192,7 +194,7 @@ fn ended_early(timeline: &Timeline) -> (usize, usize) {
 #[test]
 fn a_load_that_fails_has_told_everything_up_to_then() {
     let model = TestModel::new(4 << 20);
-    for engine in ENGINES {
+    for engine in engines() {
         for mode in ["dio", "mmap"].into_iter().filter(|mode| serves(engine, mode)) {
             let trace = Trace::new();
             let fault = Script::new(Rule::new(Answer::Errno(Errno::EIO)).after(9).times(1));
@@ -210,7 +212,7 @@ fn a_load_that_fails_has_told_everything_up_to_then() {
 #[test]
 fn a_load_that_is_cancelled_or_dropped_has_told_everything_up_to_then() {
     let model = TestModel::new(4 << 20);
-    for engine in ENGINES {
+    for engine in engines() {
         let (trace, cancel) = (Trace::new(), Cancel::default());
         let flag = cancel.clone();
         let stop = Rule::new(Answer::Meanwhile(Box::new(move || flag.cancel()))).after(9);

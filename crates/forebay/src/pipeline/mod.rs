@@ -25,7 +25,7 @@ mod upload;
 
 use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
-use crate::loader::{Hooks, PROGRESS_INTERVAL, ProgressCallback};
+use crate::loader::{EngineChoice, Hooks, PROGRESS_INTERVAL, ProgressCallback};
 use crate::numa;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
@@ -142,7 +142,8 @@ fn told_placed(staging: &cuda::Staging) -> impl Iterator<Item = String> {
 impl Load {
     pub(crate) fn start(plan: &Plan, hooks: Hooks) -> Result<Self, Error> {
         let started = Instant::now();
-        let Hooks { cancel, progress, progress_interval, trace, fault, begun } = hooks;
+        let Hooks { cancel, progress, progress_interval, trace, fault, begun, on_this_runtime } =
+            hooks;
         let planned = plan.model.open_time() + plan.plan_time;
         let before = begun.map_or(planned, |begun| started - begun);
         let timeline = trace.map(|trace| Timeline::new(&trace, plan, started - before, started));
@@ -177,6 +178,7 @@ impl Load {
         numa.extend(pinned.iter().flat_map(told_placed));
         let placed_bytes = Arc::new(AtomicU64::new(0));
         let (reads, reads_end) = bounded(0);
+        let on_this_runtime = on_this_runtime.then(|| announcer.clone());
         let bring = (!ranges.is_empty()).then(|| PrefetchJob {
             files: Arc::clone(plan.model.files()),
             mappings: mappings.clone(),
@@ -210,9 +212,15 @@ impl Load {
             trace: timeline.as_ref().map(Timeline::of_reads),
             fault,
         };
-        let tensors_of_work = Arc::clone(&tensors);
-        let work =
-            Work { read: job, reads, upload, bring, arenas: host_arenas, tensors: tensors_of_work };
+        let work = Work {
+            read: job,
+            reads,
+            on_this_runtime,
+            upload,
+            bring,
+            arenas: host_arenas,
+            tensors: Arc::clone(&tensors),
+        };
         let threads = Threads::spawn(work, plan, &cancel)?;
         timeline.iter().for_each(|timeline| timeline.note_ready(started));
         let mut load = Self {
@@ -385,9 +393,7 @@ impl Iterator for Load {
 impl Drop for Load {
     fn drop(&mut self) {
         if let Some(threads) = self.threads.take() {
-            self.cancel.cancel();
-            // Nobody is left to hear how it ended.
-            let _ = threads.join(&self.cancel);
+            threads.leave(&self.cancel);
         }
     }
 }
@@ -428,7 +434,7 @@ fn fallback(plan: &Plan) -> Fallback {
 
 /// With what the plan knows to be refused.
 fn as_planned(mut schedule: Schedule, plan: &Plan) -> Schedule {
-    if plan.options.engine == crate::loader::EngineChoice::Uring {
+    if matches!(plan.options.engine, EngineChoice::Uring | EngineChoice::TokioUring) {
         schedule.require_performer();
     }
     for (index, file) in plan.files.iter().enumerate() {

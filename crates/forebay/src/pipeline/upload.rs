@@ -79,18 +79,22 @@ pub(crate) struct UploadOutcome {
 }
 
 impl UploadJob {
-    /// Runs until the reader has ended and every copy has completed. When it returns, no device
-    /// reads from any slot.
-    pub(super) fn run(mut self) -> UploadOutcome {
+    /// Runs until the reader has ended, or `ended` is closed, and every copy has completed. When it
+    /// returns, no device reads from any slot.
+    pub(super) fn run(mut self, ended: &Receiver<()>) -> UploadOutcome {
         let mut outcome = UploadOutcome::default();
-        if let Err(error) = self.upload_all(&mut outcome) {
+        if let Err(error) = self.upload_all(&mut outcome, ended) {
             outcome.failure = Some(error);
         }
         outcome.copies = self.uploader.copies();
         outcome
     }
 
-    fn upload_all(&mut self, outcome: &mut UploadOutcome) -> Result<(), DeviceError> {
+    fn upload_all(
+        &mut self,
+        outcome: &mut UploadOutcome,
+        ended: &Receiver<()>,
+    ) -> Result<(), DeviceError> {
         self.land_the_empty(outcome);
         let completions = self.uploader.completions();
         let mut full = self.full.clone();
@@ -117,6 +121,7 @@ impl UploadJob {
                         }
                     }
                 }
+                recv(ended) -> _ => return Ok(()),
                 recv(completions) -> completion => {
                     // The uploader itself keeps the channel open.
                     let Ok(completion) = completion else { continue };

@@ -408,10 +408,17 @@ impl<'input> Builder<'input> {
         let copies_mapping = self.plan.reads.iter().any(|read| read.access == Access::Mapped);
         self.plan.performer = match self.options.engine {
             EngineChoice::Threads => Performer::Threads,
-            EngineChoice::Uring if copies_mapping => {
+            EngineChoice::TokioUring if cfg!(not(feature = "tokio-uring")) => {
                 return Err(Error::option(
                     "--engine",
-                    "uring does not copy out of mappings, which the load mode asks for",
+                    "forebay was built without the feature tokio-uring",
+                    "build it with that feature, or use --engine auto",
+                ));
+            }
+            EngineChoice::Uring | EngineChoice::TokioUring if copies_mapping => {
+                return Err(Error::option(
+                    "--engine",
+                    "io_uring does not copy out of mappings, which the load mode asks for",
                     "use --engine auto, or another --load-mode for the device",
                 ));
             }
@@ -420,6 +427,7 @@ impl<'input> Builder<'input> {
                 Performer::Threads
             }
             EngineChoice::Auto | EngineChoice::Uring => Performer::Uring,
+            EngineChoice::TokioUring => Performer::TokioUring,
         };
         let performer = self.plan.performer;
         self.plan.expect_performer(performer);
@@ -445,7 +453,7 @@ impl Plan {
     /// Finds out whether the ring that is planned can be had. The plan still begins with it: that
     /// it can't is for the load to find out again and to report.
     pub(crate) fn probe_performer(&mut self) {
-        if self.performer == Performer::Uring
+        if self.performer.is_ring()
             && let Err(errno) = uring_support()
         {
             self.why.push(format!("io_uring is refused here ({errno}): threads will read"));

@@ -209,3 +209,10 @@ pub fn fixtures() -> Vec<(PathBuf, Vec<serde_json::Value>)> {
     };
     models.map(model).collect()
 }
+
+/// The engines that this build has.
+pub fn engines() -> Vec<EngineChoice> {
+    let mut engines = vec![EngineChoice::Uring, EngineChoice::Threads];
+    engines.extend(cfg!(feature = "tokio-uring").then_some(EngineChoice::TokioUring));
+    engines
+}
