@@ -8,11 +8,6 @@
 
 use forebay::{Error, LoadStream, Loaded, Loader};
 use futures_util::StreamExt;
-use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let started = Instant::now();
     let loaded = match face {
         "sync" => iterate(loader)?,
-        "none" => block_on(async { whole(loader.start()?.stream()).await })?,
+        "none" => pollster::block_on(async { whole(loader.start()?.stream()).await })?,
         "tokio" => {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?;
             runtime.block_on(async { whole(loader.start()?.stream()).await })?
@@ -55,24 +50,4 @@ async fn whole(mut stream: LoadStream) -> Result<Loaded, Error> {
         tensor?;
     }
     stream.finished().await
-}
-
-/// A thread that sleeps until it is woken.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return done;
-        }
-        std::thread::park();
-    }
 }

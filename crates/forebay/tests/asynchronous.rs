@@ -5,33 +5,11 @@ mod support;
 use forebay::{Error, Loaded};
 use forebay_tests::{Answer, Rule, Script};
 use futures_util::StreamExt;
+// It polls when it is woken, and sleeps until then: what is never woken hangs.
+use pollster::block_on;
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use support::{TestModel, alone, is_without_load_threads};
-
-/// Polls when it is woken, and sleeps until then: what is never woken hangs.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return done;
-        }
-        std::thread::park();
-    }
-}
 
 async fn all_of(model: &TestModel, mode: &str) -> Loaded {
     let mut load = model.loader(mode).start().unwrap().stream();
