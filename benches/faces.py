@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Every face of the library beside the command line: the same model to `host`, interleaved, medians.
 
-    benches/faces.py MODEL [--rounds 5] [--cache cold|warm] [--touch 10] [--c PROGRAM] [--cpp PROGRAM]
+    benches/faces.py MODEL... [--rounds 5] [--cache cold|warm] [--touch 10] [--capi PREFIX]
 
     cargo build --release && cargo build --release -p forebay-benches --example faces
+    PREFIX=PREFIX crates/forebay-capi/install
 
-The C and C++ programs are the examples of forebay-capi (see its tests/valgrind for how they are built); without them
-those rows are left out. Each load is a process of its own. Rates are of the time that a face takes from its first call to the
+Without --capi, C and C++ are left out. Each load is a process of its own. Rates are of the time that a face takes from its first call to the
 whole model; the order of the faces is another one in every round. `--touch` is as in against_fio.py.
 
-First the digests of all faces are compared with the command line's; `--digests-only` ends there.
+First the digests of all faces are compared with the command line's; `--digests-only` ends there. Rates are of the
+first model.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import os
 import random
 import statistics
 import subprocess
+import tempfile
+from pathlib import Path
 
 from against_fio import drop_cache, touch, warm_cache
 
@@ -38,62 +41,81 @@ def digests_of_lines(output):
     return {name: digest for digest, name in lines if len(digest) == 64}
 
 
+def compile_programs(prefix, folder):
+    """The C and the C++ program, on the library as it is installed."""
+    here = Path(__file__).resolve().parent
+    wrapper = here.parent / "crates/forebay-capi/examples"
+    library = [f"-I{prefix}/include", f"-L{prefix}/lib", "-lforebay", f"-Wl,-rpath,{prefix}/lib"]
+    programs = {"c": ["cc", "-std=c11", here / "examples/faces.c"],
+                "c++": ["c++", "-std=c++17", f"-I{wrapper}", here / "examples/faces.cpp"]}
+    for name, command in programs.items():
+        program = Path(folder) / name
+        subprocess.run([*command, "-O2", "-Wall", "-Wextra", "-Werror", *library, "-o", program], check=True)
+        yield name, program
+
+
 class Face:
-    def __init__(self, arguments, name):
-        self.name, self.model = name, arguments.model
-        self.programs = {"c": arguments.c, "c++": arguments.cpp}
+    def __init__(self, arguments, name, program=None):
+        self.name, self.program = name, program
         self.forebay, self.faces = arguments.forebay, arguments.faces
 
-    def seconds(self):
-        """Seconds and CPU seconds of a load."""
+    def command(self, model, digest):
         if self.name == "command line":
-            output, cpu = run([self.forebay, "load", self.model, "--device", "host", "--json"])
-            return json.loads(output)["time"]["total_s"], cpu
-        if self.name in RUST:
-            output, cpu = run([self.faces, self.name, self.model])
-            return json.loads(output)["seconds"], cpu
-        output, cpu = run([self.programs[self.name], "--option", "device=host", "--seconds", self.model])
-        return float(output.split()[-1]), cpu
+            return [self.forebay, "load", model, "--device", "host", "--json", *(["--digest"] if digest else [])]
+        program = [self.program] if self.program else [self.faces, self.name]
+        return [*program, model, *(["--digest"] if digest else [])]
 
-    def digests(self):
-        if self.name == "command line":
-            command = [self.forebay, "load", self.model, "--device", "host", "--digest", "--json"]
-            return json.loads(run(command)[0])["digests"]
-        if self.name in RUST:
-            return json.loads(run([self.faces, self.name, self.model, "--digest"])[0])["digests"]
-        command = [self.programs[self.name], "--option", "device=host", "--digest", self.model]
-        return digests_of_lines(run(command)[0])
+    def seconds(self, model):
+        """Seconds and CPU seconds of a load."""
+        output, cpu = run(self.command(model, digest=False))
+        if self.program:
+            return float(output), cpu
+        report = json.loads(output)
+        return report["seconds"] if self.name in RUST else report["time"]["total_s"], cpu
+
+    def digests(self, model):
+        output, _ = run(self.command(model, digest=True))
+        return digests_of_lines(output) if self.program else json.loads(output)["digests"]
+
+
+def check_digests(faces, model):
+    expected = faces[0].digests(model)
+    for face in faces[1:]:
+        if face.digests(model) != expected:
+            raise SystemExit(f"{model} by {face.name}: other digests than the command line's")
+    print(f"{model}: {len(expected)} digests are equal by {', '.join(face.name for face in faces)}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cache", choices=["cold", "warm"], default="cold")
     parser.add_argument("--touch", type=int, default=0)
     parser.add_argument("--digests-only", action="store_true")
     parser.add_argument("--forebay", default="target/release/forebay")
     parser.add_argument("--faces", default="target/release/examples/faces")
-    parser.add_argument("--c")
-    parser.add_argument("--cpp")
+    parser.add_argument("--capi")
     arguments = parser.parse_args()
-    names = ["command line", *RUST, *(["c"] if arguments.c else []), *(["c++"] if arguments.cpp else [])]
-    faces = [Face(arguments, name) for name in names]
-    expected = faces[0].digests()
-    for face in faces[1:]:
-        if face.digests() != expected:
-            raise SystemExit(f"{face.name}: other digests than the command line's")
-    print(f"{len(expected)} digests are equal by {', '.join(names)}", flush=True)
-    if arguments.digests_only:
-        return
-    size = os.path.getsize(arguments.model)
+    with tempfile.TemporaryDirectory() as folder:
+        programs = compile_programs(arguments.capi, folder) if arguments.capi else []
+        faces = [Face(arguments, name) for name in ["command line", *RUST]]
+        faces += [Face(arguments, name, program) for name, program in programs]
+        for model in arguments.models:
+            check_digests(faces, model)
+        if not arguments.digests_only:
+            measure(arguments, faces, arguments.models[0])
+
+
+def measure(arguments, faces, model):
+    size = os.path.getsize(model)
     found = {face.name: [] for face in faces}
     for number in range(arguments.rounds):
         order = random.sample(faces, len(faces))
         for face in order:
-            (drop_cache if arguments.cache == "cold" else warm_cache)(arguments.model)
+            (drop_cache if arguments.cache == "cold" else warm_cache)(model)
             touch(arguments.touch)
-            found[face.name].append(face.seconds())
+            found[face.name].append(face.seconds(model))
         print(f"round {number + 1} of {arguments.rounds}", flush=True)
     of = statistics.median(seconds for seconds, _ in found["command line"])
     print(f"{'face':<14}GB/s  of the command line's  CPU s/GB  rounds (GB/s), {arguments.cache}")
