@@ -49,6 +49,7 @@ pub mod manual;
 mod mode;
 mod model;
 mod numa;
+mod option_text;
 mod pipeline;
 mod plan;
 mod policy;
@@ -82,6 +83,7 @@ pub use loaded::{Loaded, Tensor, TensorPart};
 pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Prefetch, Reclaim, Repack};
 pub use mode::{LoadMode, ModeSpec};
 pub use model::Model;
+pub use option_text::parse_size;
 pub use pipeline::{Landing, Load, LoadStream, Progress};
 pub use plan::{BackendPlan, FilePlan, Plan};
 pub use report::{

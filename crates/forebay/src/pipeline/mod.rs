@@ -33,6 +33,7 @@ use crate::resident::Resident;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use forebay_device::Uploader;
 use forebay_device::cuda::{self, DriverRefusal};
+use forebay_format::Catalog;
 use forebay_io::{
     Access, Cancel, Fallback, Feed, Filled, PrefetchJob, PrefetchOutcome, ReadJob, ReadOutcome,
     Schedule,
@@ -253,6 +254,12 @@ impl Load {
     #[must_use]
     pub fn cancel_handle(&self) -> Cancel {
         self.cancel.clone()
+    }
+
+    /// The model's tensors and metadata.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.tensors.catalog
     }
 
     /// How far it has come.
