@@ -26,7 +26,7 @@
 //! tensors as they land. [`Loaded`] owns them all and the [`LoadReport`].
 //!
 //! [`manual::cuda`] tells how tensors reach GPUs, [`manual::cpu`] how those that stay on the CPU are
-//! mapped, prefetched, locked and given back.
+//! mapped, prefetched, locked and given back, [`manual::c`] how programs in C and C++ use all this.
 //!
 //! # Promises
 //!

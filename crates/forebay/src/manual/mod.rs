@@ -11,3 +11,6 @@ pub mod streaming {}
 
 #[doc = include_str!("embedding.md")]
 pub mod embedding {}
+
+#[doc = include_str!("c.md")]
+pub mod c {}
