@@ -86,8 +86,8 @@ pub enum EngineChoice {
     Auto,
     /// io_uring.
     Uring,
-    /// io_uring, by a tokio-uring runtime: the caller's ([`Loader::stream_on_tokio_uring`]), or one of
-    /// its own. Takes the feature `tokio-uring`.
+    /// io_uring, by a tokio-uring runtime: the caller's (`Loader::stream_on_tokio_uring`), or one of its
+    /// own. Takes the feature `tokio-uring`.
     TokioUring,
     /// Threads with `preadv2`.
     Threads,
