@@ -14,3 +14,5 @@ pub mod embedding {}
 
 #[doc = include_str!("c.md")]
 pub mod c {}
+#[doc = include_str!("candle.md")]
+pub mod candle {}
