@@ -69,6 +69,30 @@ fn a_ring_that_cannot_be_set_up_is_replaced_by_threads() {
     }
 }
 
+/// A runtime whose ring is refused leaks what it had before: none is made.
+#[test]
+fn a_runtime_that_cannot_be_set_up_is_replaced_by_threads_and_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let (scratch, files, reads) = files();
+    let before = descriptors();
+    for _ in 0..40 {
+        let numbers = &[libc::SYS_io_uring_setup];
+        let mut load = forbidden(&files, reads.clone(), numbers, Errno::EPERM);
+        load.performer = Performer::TokioUring;
+        let landed = load.run();
+        landed.expect_whole(scratch.contents());
+        let steps = landed.outcome.schedule.steps();
+        let to = Rung::Performer(Performer::Threads);
+        assert_eq!((steps[0].from, steps[0].to), (Rung::Performer(Performer::TokioUring), to));
+        assert_eq!((steps.len(), steps[0].at), (1, StepAt::Setup));
+    }
+    // Other tests of this file run beside this one.
+    assert!(descriptors() < before + 40, "{before} descriptors became {}", descriptors());
+}
+
 #[test]
 fn a_ring_that_was_asked_for_by_name_is_not_replaced() {
     if !can_run() {

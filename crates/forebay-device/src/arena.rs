@@ -116,10 +116,10 @@ impl HostArena {
     ) -> Result<(Arc<Self>, HostWriter), DeviceError> {
         assert_eq!(memory.len(), layout.tensors.len(), "memory for each tensor");
         let home = |(memory, tensor): (&HostPointer, &Range<u64>)| {
-            let region = Region::lent(memory).map_err(|_| DeviceError::TooLarge)?;
-            let range = inside(&(0..tensor.end - tensor.start));
-            assert!(range.end <= region.bytes(), "{} bytes lent for {range:?}", region.bytes());
-            Ok(Home { region: Arc::new(region), range, published: AtomicBool::new(false) })
+            let bytes = tensor.end - tensor.start;
+            let region = Region::lent(memory, bytes).map_err(|_| DeviceError::TooLarge)?;
+            let (region, range) = (Arc::new(region), inside(&(0..bytes)));
+            Ok(Home { region, range, published: AtomicBool::new(false) })
         };
         let homes = memory.iter().zip(&layout.tensors).map(home);
         let homes = homes.collect::<Result<_, DeviceError>>()?;
@@ -152,8 +152,10 @@ impl HostArena {
         bay: Option<Bay>,
     ) -> (Arc<Self>, HostWriter) {
         let arrangements = homes.iter().map(|_| None).collect();
+        let written = vec![0; homes.len()];
         let arena = Arc::new(Self { region, homes, _bay: bay });
-        let writer = HostWriter { arena: Arc::clone(&arena), arrangements, places: Vec::new() };
+        let of = Arc::clone(&arena);
+        let writer = HostWriter { arena: of, arrangements, written, places: Vec::new() };
         (arena, writer)
     }
 
@@ -173,8 +175,8 @@ impl HostArena {
         }
         let start = home.region.at(home.range.start);
         // SAFETY: the range lies in the region, or in the bay of it, that `self` owns, or is lent for as
-        // long as `self` lives; it is initialised (anonymous memory is zeroed; of lent memory, the
-        // plan's segments have filled all of it before it is published); and the one writer touches
+        // long as `self` lives; it is initialised (anonymous memory is zeroed; of lent memory,
+        // `publish` has checked that as much was written as there is); and the one writer touches
         // no published tensor, nor does a read, as all places in it have been returned, nor, by the
         // contract of `HostPointer`, its lender: nothing changes it while the slice lives.
         Some(unsafe { std::slice::from_raw_parts(start, home.range.len()) })
@@ -201,6 +203,8 @@ fn inside(range: &Range<u64>) -> Range<usize> {
 pub struct HostWriter {
     arena: Arc<HostArena>,
     arrangements: Vec<Option<Arc<dyn Arrange>>>,
+    /// By tensor: the bytes that were written to it.
+    written: Vec<usize>,
     /// What reads fill instead of the writer, in order.
     places: Vec<(Range<usize>, PlaceWatch)>,
 }
@@ -274,6 +278,7 @@ impl HostWriter {
             None => home.range.start + start..home.range.start + start + bytes.len(),
         };
         assert!(self.places_in(&written).is_empty(), "reads fill tensor {tensor} at {offset}");
+        self.written[tensor] += bytes.len();
         let start = region.at(written.start);
         let Some(arrangement) = arrangement else {
             // SAFETY: the range lies in an unpublished tensor and in no place (checked above), so
@@ -291,11 +296,13 @@ impl HostWriter {
     /// The tensor is whole: others may read it from here on.
     ///
     /// # Panics
-    /// If a read may still be filling a place in it.
+    /// If a read may still be filling a place in it, or lent memory has not been filled.
     pub fn publish(&mut self, tensor: usize) {
         let home = &self.arena.homes[tensor];
         let returned = self.places_in(&home.range).iter().all(|(_, watch)| watch.is_returned());
         assert!(returned, "tensor {tensor} is still being read into");
+        let (written, bytes) = (self.written[tensor], home.range.len());
+        assert!(!home.region.is_lent() || written == bytes, "{written} bytes written of {bytes}");
         home.published.store(true, Ordering::Release);
     }
 }

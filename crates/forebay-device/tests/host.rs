@@ -3,7 +3,7 @@
 use forebay_device::{
     ArenaLayout, Arrange, DeviceError, HostArena, HostWriter, Segment, Uploader, Writer,
 };
-use forebay_mem::{Draining, Slab, Slot};
+use forebay_mem::{Draining, HostPointer, Region, Slab, Slot};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -119,4 +119,34 @@ fn a_tensor_is_arranged_piece_by_piece() {
     writer.write(1, 0, b"ab");
     writer.publish(1);
     assert_eq!(arena.tensor(1), Some(&b"edcba"[..]));
+}
+
+/// A reservation is worth nothing if a load takes all of it.
+#[test]
+fn of_lent_memory_just_the_tensor_is_touched() {
+    let reserved = Region::new(64 << 20).unwrap();
+    let bytes = 10_001;
+    // SAFETY: a region that this test owns alone, and that outlives what it lends.
+    let memory = unsafe { HostPointer::new(reserved.at(77), 60 << 20) };
+    let layout = ArenaLayout::packed([bytes]).unwrap();
+    let (arena, mut writer) = HostArena::lent(&[memory], &layout).unwrap();
+    assert!(arena.region().is_none());
+    let resident_kib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let before_kib = resident_kib();
+    arena.populate(&|| false);
+    // At most a huge page, and what other tests take.
+    assert!(resident_kib() < before_kib + (16 << 10), "{before_kib} became {}", resident_kib());
+    let half = usize::try_from(bytes / 2).unwrap();
+    writer.write(0, 0, &vec![7; half]);
+    let early = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| writer.publish(0)));
+    assert!(early.is_err() && arena.tensor(0).is_none(), "half of it was never written");
+    writer.write(0, half as u64, &vec![7; half + 1]);
+    writer.publish(0);
+    assert!(arena.tensor(0).unwrap().iter().all(|byte| *byte == 7));
+    // SAFETY: the arena writes no more, and the byte is anonymous memory, so initialised.
+    assert_eq!(unsafe { reserved.at(77 + 10_001).read() }, 0);
 }

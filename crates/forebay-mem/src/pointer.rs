@@ -18,11 +18,12 @@ impl HostPointer {
     ///
     /// # Safety
     /// - It is memory of this process that can be written to, whether anything has been written
-    ///   there before or not, and it stays allocated from now on for as long as the loader or load
-    ///   that it is given to, and every tensor of it, lives.
+    ///   there before or not, and it stays allocated from now on for as long as anything of the
+    ///   loader that it is given to lives: the loader, its load or stream, what that came to, every
+    ///   tensor of it, and every future of one.
     /// - Until the load has handed out the tensor that lies there, nobody else reads or writes it,
-    ///   nor is it lent for anything else; afterwards nobody writes it as long as a tensor of the
-    ///   load lives.
+    ///   nor is it lent for anything else; afterwards nobody writes it as long as anything of
+    ///   the load lives.
     ///
     /// # Alignment
     /// None is needed. Memory that has no pages yet is best aligned to one, so that its pages can

@@ -74,13 +74,17 @@ impl Region {
         Ok(region)
     }
 
-    /// Memory that stays its lender's.
+    /// The first `bytes` bytes of memory that stays its lender's; the rest is not touched.
+    ///
+    /// # Panics
+    /// If less is lent.
     ///
     /// # Errors
     /// `ENOMEM` if it is longer than an address space.
-    pub fn lent(memory: &HostPointer) -> Result<Self, MemoryError> {
-        let refuse = || MemoryError::new(Operation::Reserve, 0, memory.bytes(), Errno::ENOMEM);
-        let bytes = usize::try_from(memory.bytes()).map_err(|_| refuse())?;
+    pub fn lent(memory: &HostPointer, bytes: u64) -> Result<Self, MemoryError> {
+        assert!(bytes <= memory.bytes(), "{bytes} bytes of {} that are lent", memory.bytes());
+        let refuse = || MemoryError::new(Operation::Reserve, 0, bytes, Errno::ENOMEM);
+        let bytes = usize::try_from(bytes).map_err(|_| refuse())?;
         // Of no bytes it may be anywhere.
         let start = NonNull::new(memory.address()).unwrap_or(NonNull::dangling());
         Ok(Self { start, bytes, is_lent: true, populated: Populated::new(bytes) })
@@ -217,17 +221,17 @@ mod tests {
         let own = Region::new(4 * page_bytes()).unwrap();
         // SAFETY: a part of a region that this test owns alone, and that outlives what it lends.
         let pointer = unsafe { HostPointer::new(own.at(100), 2 * page_bytes() as u64) };
-        let lent = Region::lent(&pointer).unwrap();
-        assert_eq!((lent.start(), lent.bytes()), (own.at(100), 2 * page_bytes()));
+        let lent = Region::lent(&pointer, page_bytes() as u64 + 9).unwrap();
+        assert_eq!((lent.start(), lent.bytes()), (own.at(100), page_bytes() + 9));
         lent.populate(0..lent.bytes()).unwrap();
-        lent.populate(5000..5001).unwrap();
+        lent.populate(4000..4001).unwrap();
         lent.ensure_populated(&(0..lent.bytes()));
         drop(lent);
         // SAFETY: still the owner's, and mapped.
         unsafe { own.at(100).write(3) };
         // SAFETY: of no bytes.
         let nothing = unsafe { HostPointer::new(std::ptr::null_mut(), 0) };
-        let nothing = Region::lent(&nothing).unwrap();
+        let nothing = Region::lent(&nothing, 0).unwrap();
         nothing.ensure_populated(&(0..0));
         assert!(!nothing.populate_next());
     }

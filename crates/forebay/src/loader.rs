@@ -510,7 +510,7 @@ impl Loader {
     /// ```
     ///
     /// # Panics
-    /// Outside of such a runtime.
+    /// Outside of a local set. In one of another runtime, the load ends with [`Error::Internal`].
     ///
     /// # Errors
     /// As [`Loader::start`].

@@ -6,11 +6,12 @@ use forebay_mem::numa::{NumaPolicy, ThreadPolicy};
 use std::sync::Arc;
 
 /// Places the memory of a load before it has pages. What is refused stays where the system puts
-/// it, and is told.
+/// it, and is told. Pages of files are placed only where a thread of ours reads them.
 pub(crate) fn place(
     policy: NumaPolicy,
     arenas: &[Arc<HostArena>],
     slab: Option<&Region>,
+    own_reader: bool,
 ) -> Vec<String> {
     if policy == NumaPolicy::Off {
         return Vec::new();
@@ -24,12 +25,19 @@ pub(crate) fn place(
             Err(error) => format!("memory could not be placed: {error}"),
         })
         .collect();
-    told.push(match ThreadPolicy::set(policy) {
-        Ok(guard) => format!("page cache: {}", guard.placed()),
-        Err(error) => format!("page cache could not be placed: {error}"),
-    });
+    if own_reader {
+        told.push(page_cache(policy));
+    }
     told.dedup();
     told
+}
+
+/// What becomes of pages of files that a thread of ours brings in.
+fn page_cache(policy: NumaPolicy) -> String {
+    match ThreadPolicy::set(policy) {
+        Ok(guard) => format!("page cache: {}", guard.placed()),
+        Err(error) => format!("page cache could not be placed: {error}"),
+    }
 }
 
 /// Makes pages that this thread, and those it starts, bring in come from the policy's nodes.

@@ -36,6 +36,7 @@ struct After<'model> {
     decoys: VecDeque<Vec<u8>>,
     /// Memory that was lent to a load that was dropped, with what it held then.
     lent: VecDeque<(Vec<u8>, Vec<u8>)>,
+    loads: u64,
     whole: u64,
 }
 
@@ -43,7 +44,7 @@ impl<'model> After<'model> {
     fn new(model: &'model TestModel) -> Self {
         let random = fastrand::Rng::with_seed(0xF0);
         let (tensors, decoys, lent) = Default::default();
-        Self { model, random, tensors, decoys, lent, whole: 0 }
+        Self { model, random, tensors, decoys, lent, loads: 0, whole: 0 }
     }
 
     fn patience(&mut self) -> Duration {
@@ -52,6 +53,7 @@ impl<'model> After<'model> {
 
     /// A load to anywhere, of which one tensor lands in `memory`.
     fn loader(&mut self, memory: &mut [u8], engine: EngineChoice) -> Loader {
+        self.loads += 1;
         let modes = ["dio", "none", "host=dio,cpu=dio", "host=none,cpu=none"];
         let mut options = small_slots(modes[self.random.usize(0..4)], engine);
         options.gpu_layers = forebay::GpuLayers::Count(self.random.u32(0..8));
@@ -156,7 +158,7 @@ fn again_and_again(mut round: impl FnMut(&mut After<'_>, u64)) {
     }
     assert!(is_without_load_threads());
     Held::now().assert_no_more_than(&before);
-    assert!(after.whole < rounds, "every load was whole before it was dropped");
+    assert!(after.whole < after.loads, "every load was whole before it was dropped");
 }
 
 fn tokio() -> tokio::runtime::Runtime {

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use support::{TestModel, alone, fixtures, is_without_load_threads, load_threads, small_slots};
+use support::{TestModel, alone, fixtures, is_without_load_threads, small_slots};
 
 #[test]
 fn every_kind_of_model_lands_whole_and_the_report_says_who_read() {
@@ -61,10 +61,9 @@ fn the_runtime_goes_on_with_its_other_tasks_and_no_thread_reads() {
         });
         let loader = model.loader("dio").staging_bytes(256 << 10).chunk_bytes(32 << 10);
         let mut stream = loader.stream_on_tokio_uring().unwrap();
-        let names = thread_names();
-        assert!(load_threads() > 0 && !names.contains("forebay-read"), "{names}");
         let one = stream.tensor(model.tensors.keys().next().unwrap()).unwrap();
         model.assert_right(&one.await.unwrap());
+        assert!(!thread_names().contains("forebay-read"), "{}", thread_names());
         let mut tensors = 0;
         while let Some(tensor) = stream.next().await {
             model.assert_right(&tensor.unwrap());
@@ -163,4 +162,19 @@ fn the_engine_has_a_runtime_of_its_own_where_nobody_gives_it_one() {
         Ok(loaded) => loaded.tensors().for_each(|tensor| model.assert_right(&tensor)),
         Err(error) => assert!(matches!(error, Error::Cancelled), "{error}"),
     }
+}
+
+#[test]
+fn a_runtime_of_another_kind_ends_the_load_with_an_error() {
+    let _alone = alone();
+    let model = TestModel::new(1 << 20);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    let ended = local.block_on(&runtime, async {
+        model.loader("dio").stream_on_tokio_uring().unwrap().finished().await
+    });
+    let Err(error) = ended else { panic!("there is no tokio-uring here") };
+    assert!(matches!(error, Error::Internal(_)), "{error}");
+    drop((local, runtime));
+    assert!(is_without_load_threads());
 }

@@ -13,7 +13,8 @@ impl DevicePointer {
     ///
     /// # Safety
     /// - It is memory of that device's primary context, and stays allocated from now on for as
-    ///   long as the loader or load that it is given to, and every tensor of it, lives.
+    ///   long as anything of the loader that it is given to lives: the loader, its load or stream,
+    ///   what that came to, every tensor of it, and every future of one.
     /// - Whatever was queued on it before has completed: copies go through streams of their own,
     ///   which wait for no other. (Allocators that hand memory out in the order of a stream, such
     ///   as those of frameworks, want that stream synchronised first.)

@@ -120,8 +120,8 @@ impl ReadJob {
 
     /// The same as a task of the tokio-uring runtime that it is awaited on, if the schedule begins
     /// with [`Performer::TokioUring`]; if that is left, a thread goes on. When it has ended, nothing
-    /// is in flight; when it is dropped, the runtime keeps what is in flight, with its memory, until
-    /// that is done.
+    /// is in flight; when it is dropped, the runtime finishes what is in flight, into memory that is
+    /// kept for it.
     ///
     /// # Panics
     /// Outside of such a runtime.

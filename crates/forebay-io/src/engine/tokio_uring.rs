@@ -9,12 +9,14 @@
 //! to one whose future is dropped until the kernel is done with it. So what is given to it owns the
 //! memory: the registry's buffers hold the slab, and [`Lone`] holds the slot itself. That does for
 //! all but the end of the runtime: tokio-uring 0.5 lets go of what it has parked before it cancels
-//! the reads and waits for them. So a job that is dropped with reads in flight leaves their memory
-//! to the thread ([`LEFT`]), which lets go of it when the next job begins there, or when it ends: by
-//! then that runtime is gone, since a runtime ends on its own thread.
+//! the reads and waits for them. A job that is dropped by that leaves the memory of its reads to the
+//! registry, which the runtime lets go of last; without one, to the thread ([`LEFT`]), which lets go
+//! of it when the next job begins there, or when it ends: by then that runtime is gone, since a
+//! runtime ends on its own thread. A job that is dropped while its runtime goes on leaves its reads
+//! to a task.
 
-use super::tampered;
 use super::{ReadJob, ReadOutcome, ReadStats, WAITED_FOR_READS, WAITED_FOR_SLOT, cancelled};
+use super::{tampered, uring_support};
 use crate::cancel::CANCEL_POLL;
 use crate::failure::{FailureKind, ReadFailure};
 use crate::file::ModelFile;
@@ -33,18 +35,21 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 use tokio_uring::fs::File;
 
 thread_local! {
-    /// Memory that reads of a runtime that ended may have been written to.
+    /// Memory that reads of a runtime that is ending may be written to, where no registry has it.
     static LEFT: RefCell<Vec<SlotMemory>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The smallest ring that the runtime is given where it is ours.
 const ENTRIES_MIN: u32 = 8;
+
+/// Before a read is tried again that the kernel has put off.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A read that has completed: its slot comes back with the answer.
 type Completed = (Op, Slot<Filling>, Result<u32, Errno>);
@@ -52,6 +57,12 @@ type Completed = (Op, Slot<Filling>, Result<u32, Errno>);
 /// As [`run`], on a runtime of our own that ends with the job.
 pub(super) fn run_alone(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>> {
     let depth = u32::try_from(job.queue_depth).unwrap_or(u32::MAX);
+    // A runtime whose ring is refused leaks what it had before.
+    if let Err(errno) = uring_support() {
+        let reason = "io_uring can't be set up here";
+        job.schedule.leave_performer(errno, StepAt::Setup, None, reason);
+        return Vec::new();
+    }
     let mut ring = tokio_uring::uring_builder();
     ring.setup_clamp().dontfork();
     let mut builder = tokio_uring::builder();
@@ -81,11 +92,15 @@ pub(super) async fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Fi
     };
     let slots = job.slab.slots();
     let (reads, memory) = (FuturesUnordered::new(), (0..slots).map(|_| None).collect());
-    let mut flights = Flights { files, buffers: None, reads, memory };
-    let slots = (0..slots).map(|index| SlabSlot { slab: Arc::clone(&job.slab), index });
-    let registry = FixedBufRegistry::new(slots);
+    let runtime = tokio::runtime::Handle::current().id();
+    let left = Rc::default();
+    let mut flights =
+        Flights { files, buffers: None, reads, memory, left: Rc::clone(&left), runtime };
+    let slab_slot =
+        |index| SlabSlot { slab: Arc::clone(&job.slab), index, _left: Rc::clone(&left) };
+    let registry = FixedBufRegistry::new((0..slots).map(slab_slot));
     match registry.register() {
-        Ok(()) => flights.buffers = Some(registry.clone()),
+        Ok(()) => flights.buffers = Some(registry),
         Err(error) => {
             let (from, to) = (Rung::RegisteredBuffers, Rung::PlainBuffers);
             let reason = "the slab can't be registered (RLIMIT_MEMLOCK, or another load has?)";
@@ -94,10 +109,6 @@ pub(super) async fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Fi
     }
     stats.registered_buffers = flights.buffers.is_some();
     while step(job, &mut flights, stats, &mut carried).await {}
-    if flights.buffers.take().is_some() {
-        // Nothing of it is in flight any more.
-        let _ = registry.unregister();
-    }
     carried
 }
 
@@ -217,7 +228,12 @@ struct Flights {
     reads: FuturesUnordered<LocalBoxFuture<'static, Completed>>,
     /// By slot: what a read of it writes to.
     memory: Vec<Option<SlotMemory>>,
+    /// What the registry holds beside the slab, once this is dropped with reads in flight.
+    left: Left,
+    runtime: tokio::runtime::Id,
 }
+
+type Left = Rc<RefCell<Vec<SlotMemory>>>;
 
 impl Flights {
     /// Begins an operation, once the task is polled next.
@@ -236,7 +252,7 @@ impl Flights {
         let range = op.slot_offset as usize..end;
         self.reads.push(Box::pin(async move {
             if op.patient {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(PATIENCE).await;
             }
             let (answer, slot) = match fixed {
                 Some(fixed) => {
@@ -257,8 +273,25 @@ impl Flights {
 impl Drop for Flights {
     fn drop(&mut self) {
         let memory: Vec<_> = self.memory.iter_mut().filter_map(Option::take).collect();
-        let kept = LEFT.try_with(|left| left.borrow_mut().extend_from_slice(&memory));
-        if kept.is_err() {
+        let current = tokio::runtime::Handle::try_current();
+        if current.is_ok_and(|current| current.id() == self.runtime) {
+            let mut reads = std::mem::take(&mut self.reads);
+            let buffers = self.buffers.take();
+            let unregister = move || {
+                // Nothing of it is in flight any more.
+                buffers.iter().for_each(|buffers| drop(buffers.unregister()));
+            };
+            if reads.is_empty() {
+                return unregister();
+            }
+            tokio_uring::spawn(async move {
+                while reads.next().await.is_some() {}
+                unregister();
+                drop(memory);
+            });
+        } else if self.buffers.is_some() {
+            self.left.borrow_mut().extend(memory);
+        } else if LEFT.try_with(|left| left.borrow_mut().extend_from_slice(&memory)).is_err() {
             // The thread is at its end: nobody can tell whether the runtime is.
             memory.into_iter().for_each(std::mem::forget);
         }
@@ -291,6 +324,7 @@ impl Files {
 struct SlabSlot {
     slab: Arc<Slab>,
     index: usize,
+    _left: Left,
 }
 
 // SAFETY: the address is that of a slot of the slab, which stays where it is for as long as `self`

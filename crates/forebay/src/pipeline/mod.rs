@@ -175,7 +175,7 @@ impl Load {
         let (full, full_receiver) = bounded::<Filled>(plan.staging.slots);
         let (announcer, landed, landings) = Announcer::new(plan.homes.len());
         let own_slab = pinned.is_none().then(|| &**slab.region());
-        let mut numa = numa::place(plan.options.numa, &host_arenas, own_slab);
+        let mut numa = numa::place(plan.options.numa, &host_arenas, own_slab, !on_this_runtime);
         numa.extend(pinned.iter().flat_map(told_placed));
         let placed_bytes = Arc::new(AtomicU64::new(0));
         let (reads, reads_end) = bounded(0);

@@ -42,18 +42,21 @@ pub(super) struct Threads {
 /// Who reads.
 enum Reader {
     Thread(JoinHandle<ReadOutcome>),
-    /// Sends how it ended, if it is not dropped before.
+    /// Sends how it ended, `None` by a panic, if it is not dropped before.
     #[cfg(feature = "tokio-uring")]
-    Task(crossbeam_channel::Receiver<ReadOutcome>),
+    Task(crossbeam_channel::Receiver<Option<ReadOutcome>>),
 }
 
 impl Reader {
     fn join(self) -> Result<ReadOutcome, Error> {
         match self {
             Self::Thread(thread) => thread.join().map_err(|_| panicked("reading")),
-            // The runtime has ended before the load.
+            // Nothing is sent where the runtime has ended before the load.
             #[cfg(feature = "tokio-uring")]
-            Self::Task(outcome) => outcome.recv().map_err(|_| Error::Cancelled),
+            Self::Task(outcome) => match outcome.recv() {
+                Ok(outcome) => outcome.ok_or_else(|| panicked("reading")),
+                Err(_) => Err(Error::Cancelled),
+            },
         }
     }
 
@@ -185,18 +188,34 @@ fn task(
     reads: Sender<()>,
     stop: StopUnlessWell,
     announcer: Announcer,
-) -> crossbeam_channel::Receiver<ReadOutcome> {
+) -> crossbeam_channel::Receiver<Option<ReadOutcome>> {
     let (sender, outcome) = bounded(1);
+    let if_panics = IfPanics(sender.clone());
     tokio_uring::spawn(async move {
+        let _if_panics = if_panics;
         let read = read.run_on_tokio_uring().await;
         stop.end(read.schedule.failure().is_none());
         drop(reads);
         // Nobody may ask.
-        let _ = sender.send(read);
+        let _ = sender.send(Some(read));
         // Who hears of the end asks how it was.
         drop(announcer);
     });
     outcome
+}
+
+/// Says that a task has panicked.
+#[cfg(feature = "tokio-uring")]
+struct IfPanics(Sender<Option<ReadOutcome>>);
+
+#[cfg(feature = "tokio-uring")]
+impl Drop for IfPanics {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // It may have sent how it ended before.
+            let _ = self.0.try_send(None);
+        }
+    }
 }
 
 /// Stops the load when its owner ends otherwise than well: by an error, or by a panic. The others
