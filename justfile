@@ -32,3 +32,7 @@ micro:
 # The API's documentation
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# The Python package: builds the wheel and tests it (python --torch: with torch, 540 MB)
+python *arguments:
+    crates/forebay-python/test {{arguments}}

@@ -335,6 +335,12 @@ impl Plan {
         &self.why
     }
 
+    /// Where the tensor of that name will live; one in parts, where the first of them will.
+    #[must_use]
+    pub fn backend_of(&self, name: &str) -> Option<Backend> {
+        self.model.catalog().position(name).map(|index| self.tensor_backends[index])
+    }
+
     /// The model it is a plan for.
     #[must_use]
     pub fn model(&self) -> &Model {

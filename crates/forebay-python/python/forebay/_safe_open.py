@@ -1,0 +1,79 @@
+"""``safe_open`` as safetensors has it."""
+
+import os
+from types import TracebackType
+from typing import Any, Optional
+
+from ._errors import Error
+from ._frameworks import device_name
+from ._model import Model, StrPath, TensorSlice
+
+# What safetensors calls its ways to read. Both are taken, and mean forebay's own.
+_BACKENDS = ("mmap", "pread")
+
+
+def check_backend(backend: str) -> None:
+    if backend not in _BACKENDS:
+        raise Error(f'backend "{backend}" is invalid (expected one of: "mmap", "pread")')
+
+
+class safe_open:
+    """Opens a safetensors file, and reads tensors and parts of them as they are asked for.
+
+    Args:
+        filename: The file, or whatever else ``forebay.open`` opens.
+        framework: ``"pt"`` or ``"np"``.
+        device: Where tensors go: any device of torch, a number for a GPU; ``"cpu"`` for numpy.
+        backend: ``"mmap"`` or ``"pread"``, for safetensors' sake: forebay reads in its own way.
+        options: Options of loads, as ``forebay.open`` takes them; ``get_tensors`` heeds them.
+    """
+
+    def __init__(
+        self,
+        filename: StrPath,
+        framework: str,
+        device: Any = "cpu",
+        *,
+        backend: str = "mmap",
+        **options: Any,
+    ):
+        check_backend(backend)
+        name = device_name(device)
+        self._model = Model(os.fspath(filename), framework, name, **options)
+        # Fails here and now if there is no such framework.
+        self._model._framework  # noqa: B018
+
+    def __enter__(self) -> "safe_open":
+        return self
+
+    def __exit__(
+        self,
+        kind: "Optional[type[BaseException]]",
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self._model.close()
+
+    def keys(self) -> "list[str]":
+        """The names of the tensors, sorted."""
+        return sorted(self._model.keys())
+
+    def offset_keys(self) -> "list[str]":
+        """The names of the tensors, in the order of the file."""
+        return self._model.keys()
+
+    def metadata(self) -> "Optional[dict[str, Any]]":
+        """The metadata of the header, if it has any."""
+        return self._model.metadata() or None
+
+    def get_tensor(self, name: str) -> Any:
+        """A whole tensor."""
+        return self._model.get_tensor(name)
+
+    def get_tensors(self) -> "dict[str, Any]":
+        """Every tensor of the file, in one load."""
+        return self._model.load()
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor to index: only what the index takes is read."""
+        return self._model.get_slice(name)

@@ -1,0 +1,227 @@
+//! Loads into memory that tensors of Python will have.
+
+use crate::errors;
+use crate::memory::{Block, Memory, lay_out};
+use crate::model::Model;
+use crate::options;
+use forebay::{Cancel, DevicePointer, Error, Loader, Tensor};
+use pyo3::exceptions::PyMemoryError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::collections::HashMap;
+use std::mem;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+/// How often whoever waits looks at signals, and tells how far the load has come.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Memory of a CUDA device that Python code lends: the tensor's name, the number of the device,
+/// the address, the length, and the object that owns it.
+type Lent = (String, u32, u64, u64, Py<PyAny>);
+
+/// A load under way: an iterator over names and memory, in the order in which tensors land.
+#[pyclass(frozen, module = "forebay._forebay")]
+pub(crate) struct Load {
+    state: Mutex<State>,
+    cancel: Cancel,
+    /// What a signal handler or the progress callback has raised.
+    raised: Arc<Mutex<Option<PyErr>>>,
+}
+
+/// In the order in which it must be dropped: the load writes to memory until it has gone.
+struct State {
+    load: Option<forebay::Load>,
+    /// The memory of what has not landed yet.
+    memories: HashMap<String, Memory>,
+    shapes: HashMap<String, (forebay::Dtype, Vec<u64>)>,
+    /// What owns the memory of devices.
+    owners: Vec<Py<PyAny>>,
+    report: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held leaves a load that answers nothing more, and nothing worse.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What comes of waiting for the next tensor.
+type Landed = ControlFlow<PyResult<()>, (String, Option<Memory>)>;
+
+impl State {
+    fn next(&mut self) -> Landed {
+        let Some(load) = &mut self.load else { return ControlFlow::Break(Ok(())) };
+        match load.next() {
+            Some(Ok(tensor)) => self.landed(&tensor),
+            Some(Err(error)) => {
+                self.stop();
+                ControlFlow::Break(Err(errors::raise(&error)))
+            }
+            None => ControlFlow::Break(self.finish()),
+        }
+    }
+
+    fn landed(&mut self, tensor: &Tensor) -> Landed {
+        let name = tensor.name().to_owned();
+        let expected = self.shapes.remove(&name);
+        if expected
+            .is_none_or(|(dtype, shape)| (dtype, &*shape) != (tensor.dtype(), tensor.shape()))
+        {
+            self.stop();
+            let (path, change) = (PathBuf::from(&name), "another model is there now".to_owned());
+            return ControlFlow::Break(Err(errors::raise(&Error::Changed { path, change })));
+        }
+        let memory = self.memories.remove(&name);
+        ControlFlow::Continue((name, memory))
+    }
+
+    /// The last word: that no file has changed.
+    fn finish(&mut self) -> PyResult<()> {
+        let Some(load) = self.load.take() else { return Ok(()) };
+        let outcome = load.finish();
+        let report = outcome.map(|loaded| serde_json::to_string(loaded.report()));
+        self.stop();
+        let report = report.map_err(|error| errors::raise(&error))?;
+        self.report = Some(report.map_err(|error| errors::of_class("Error", &error.to_string()))?);
+        Ok(())
+    }
+
+    /// Ends the load and lets go of what was lent to it.
+    fn stop(&mut self) {
+        self.load = None;
+        self.shapes.clear();
+        let memories = mem::take(&mut self.memories);
+        if !memories.is_empty() {
+            // To give gigabytes back takes tenths of a second, which nobody need wait for. Where
+            // there is no thread to be had, they are given back here.
+            let _ = thread::Builder::new().spawn(move || drop(memories));
+        }
+        let owners = mem::take(&mut self.owners);
+        Python::attach(|_| drop(owners));
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[pymethods]
+impl Load {
+    /// Starts a load of all of `model`: into memory of devices where it is lent for a tensor, else
+    /// into memory of our own. `progress` is called with bytes that have landed and all bytes.
+    #[new]
+    #[pyo3(signature = (model, lent, progress, **given))]
+    fn new(
+        py: Python<'_>,
+        model: &Model,
+        lent: Vec<Lent>,
+        progress: Option<Py<PyAny>>,
+        given: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let options = given.map(options::parse).transpose()?.unwrap_or_default();
+        let cancel = Cancel::default();
+        let raised = Arc::default();
+        let mut loader = Loader::new(model.path())
+            .options(options)
+            .cancel_with(&cancel)
+            .progress_interval(SIGNAL_INTERVAL)
+            .on_progress(watch(progress, &cancel, &raised));
+        let memories = memories(model, &lent)?;
+        for (name, memory) in &memories {
+            // SAFETY: it is kept in `State` until the load has handed the tensor out, and what
+            // is left there is dropped after the load.
+            loader = loader.into_host_memory(name, unsafe { memory.lend() });
+        }
+        let mut owners = Vec::new();
+        for (name, ordinal, address, bytes, owner) in lent {
+            // SAFETY: the package lends what it has allocated for this tensor alone, after the
+            // device's queues were synchronised; its owner is kept until the load is gone, and
+            // no other Python code has it before the tensor has landed.
+            let memory = unsafe { DevicePointer::new(ordinal, address, bytes) };
+            loader = loader.into_device_memory(&name, memory);
+            owners.push(owner);
+        }
+        let shapes = model.catalog().tensors().iter();
+        let shapes = shapes.map(|it| (it.name.clone(), (it.dtype, it.shape.clone()))).collect();
+        let load = py.detach(|| loader.start()).map_err(|error| errors::raise(&error))?;
+        let state = State { load: Some(load), memories, shapes, owners, report: None };
+        Ok(Self { state: Mutex::new(state), cancel, raised })
+    }
+
+    fn __iter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    /// The next tensor's name, and its memory if that is ours.
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<(String, Option<Memory>)>> {
+        let next = py.detach(|| lock(&self.state).next());
+        // Whoever raised is why the load ended, whatever the load says of it.
+        if let Some(raised) = lock(&self.raised).take() {
+            self.close(py);
+            return Err(raised);
+        }
+        match next {
+            ControlFlow::Continue(landed) => Ok(Some(landed)),
+            ControlFlow::Break(outcome) => outcome.map(|()| None),
+        }
+    }
+
+    /// Stops the load, from any thread: whoever waits for it gets `forebay.Cancelled`.
+    fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Stops the load and waits for its end. What has landed stays.
+    fn close(&self, py: Python<'_>) {
+        self.cancel.cancel();
+        py.detach(|| lock(&self.state).stop());
+    }
+
+    /// What happened, as JSON, once everything has landed.
+    fn report(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| lock(&self.state).report.clone())
+    }
+}
+
+/// Memory in one block for all tensors that none is lent for.
+fn memories(model: &Model, lent: &[Lent]) -> PyResult<HashMap<String, Memory>> {
+    let is_lent: std::collections::HashSet<_> = lent.iter().map(|lent| lent.0.as_str()).collect();
+    let tensors = model.catalog().tensors().iter();
+    let own: Vec<_> = tensors.filter(|tensor| !is_lent.contains(&*tensor.name)).collect();
+    let refuse = |bytes: u64| PyMemoryError::new_err(format!("no room for {bytes} bytes"));
+    let all = || own.iter().fold(0_u64, |sum, tensor| sum.saturating_add(tensor.bytes));
+    let (ranges, bytes) =
+        lay_out(own.iter().map(|tensor| tensor.bytes)).ok_or_else(|| refuse(all()))?;
+    let block = Arc::new(Block::new(bytes).map_err(|_| refuse(all()))?);
+    let memory = |range| Memory::new(&block, range);
+    Ok(own.iter().map(|it| it.name.clone()).zip(ranges.into_iter().map(memory)).collect())
+}
+
+/// Looks at signals and tells progress; whatever is raised stops the load.
+fn watch(
+    progress: Option<Py<PyAny>>,
+    cancel: &Cancel,
+    raised: &Arc<Mutex<Option<PyErr>>>,
+) -> impl FnMut(forebay::Progress) + Send + use<> {
+    let (cancel, raised) = (cancel.clone(), Arc::clone(raised));
+    move |state| {
+        let told = Python::attach(|py| {
+            py.check_signals()?;
+            match &progress {
+                Some(progress) => {
+                    progress.call1(py, (state.done_bytes, state.total_bytes)).map(drop)
+                }
+                None => Ok(()),
+            }
+        });
+        if let Err(error) = told {
+            lock(&raised).get_or_insert(error);
+            cancel.cancel();
+        }
+    }
+}
