@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import tempfile
@@ -37,8 +38,9 @@ def run(command):
 
 
 def digests_of_lines(output):
-    lines = (line.split("  ", 1) for line in output.decode().splitlines() if "  " in line)
-    return {name: digest for digest, name in lines if len(digest) == 64}
+    """Of `sha256  name` lines; a name may have line breaks of its own."""
+    _, *parts = re.split(r"(?m)^([0-9a-f]{64})  ", output.decode())
+    return {name.removesuffix("\n"): digest for digest, name in zip(parts[::2], parts[1::2])}
 
 
 def compile_programs(prefix, folder):
