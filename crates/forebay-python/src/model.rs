@@ -67,6 +67,39 @@ impl Model {
         Ok(Self { model, files })
     }
 
+    /// A tensor, the box `bounds` of it, and how many bytes that has.
+    fn selected(
+        &self,
+        name: &str,
+        item_bytes: u64,
+        shape: &[u64],
+        bounds: &[Bounds],
+    ) -> PyResult<(&Tensor, Selection, u64)> {
+        let tensor = self.tensor(name)?;
+        let whole = shape.iter().try_fold(item_bytes, |bytes, &it| bytes.checked_mul(it));
+        let selection = Selection::new(tensor.offset, item_bytes, shape, bounds)
+            .filter(|_| whole == Some(tensor.bytes));
+        let found = selection.and_then(|it| it.bytes().map(|bytes| (tensor, it, bytes)));
+        found.ok_or_else(|| PyIndexError::new_err(format!("{bounds:?} is no part of '{name}'")))
+    }
+
+    fn fill(
+        &self,
+        py: Python<'_>,
+        tensor: &Tensor,
+        selection: &Selection,
+        target: &mut [u8],
+    ) -> PyResult<()> {
+        let runs = selection.runs().unwrap_or(u64::MAX);
+        // A few reads are done sooner than threads are there to do them.
+        let is_small = target.len() <= 4 * PART_BYTES && runs <= 64;
+        let part_bytes = if is_small { target.len().max(1) } else { PART_BYTES };
+        parts::fill(py, target, part_bytes, |at, part| {
+            memory::populate(part);
+            self.read_part(tensor, selection, at as u64, part)
+        })
+    }
+
     fn read_exact(&self, tensor: &Tensor, offset: u64, into: &mut [u8]) -> PyResult<()> {
         self.files[tensor.file].read_exact_at(into, offset).map_err(|error| {
             let path = self.model.file_path(tensor.file).display();
@@ -199,22 +232,38 @@ impl Model {
         shape: Vec<u64>,
         bounds: Vec<Bounds>,
     ) -> PyResult<Memory> {
-        let tensor = self.tensor(name)?;
-        let whole = shape.iter().try_fold(item_bytes, |bytes, &it| bytes.checked_mul(it));
-        let selection = Selection::new(tensor.offset, item_bytes, &shape, &bounds)
-            .filter(|_| whole == Some(tensor.bytes));
-        let outside = || PyIndexError::new_err(format!("{bounds:?} is no part of '{name}'"));
-        let selection = selection.ok_or_else(outside)?;
-        let (mut block, bytes) = block(selection.bytes().ok_or_else(outside)?)?;
-        let runs = selection.runs().unwrap_or(u64::MAX);
-        // A few reads are done sooner than threads are there to do them.
-        let is_small = bytes <= 4 * PART_BYTES && runs <= 64;
-        let part_bytes = if is_small { bytes.max(1) } else { PART_BYTES };
-        parts::fill(py, &mut block.as_mut_slice()[..bytes], part_bytes, |at, part| {
-            memory::populate(part);
-            self.read_part(tensor, &selection, at as u64, part)
-        })?;
+        let (tensor, selection, bytes) = self.selected(name, item_bytes, &shape, &bounds)?;
+        let (mut block, bytes) = block(bytes)?;
+        self.fill(py, tensor, &selection, &mut block.as_mut_slice()[..bytes])?;
         Ok(Memory::whole(block, bytes))
+    }
+
+    /// The same, into memory that Python code lends: the first and the last of its arguments say
+    /// where, and how many bytes are there.
+    #[allow(clippy::too_many_arguments, reason = "what is read, and where to")]
+    fn read_into(
+        &self,
+        py: Python<'_>,
+        address: usize,
+        name: &str,
+        item_bytes: u64,
+        shape: Vec<u64>,
+        bounds: Vec<Bounds>,
+        nbytes: usize,
+    ) -> PyResult<()> {
+        let (tensor, selection, bytes) = self.selected(name, item_bytes, &shape, &bounds)?;
+        if bytes != nbytes as u64 || (address == 0 && nbytes > 0) {
+            let message = format!("{bytes} bytes of '{name}' for memory of {nbytes}");
+            return Err(PyIndexError::new_err(message));
+        }
+        if nbytes == 0 {
+            return Ok(());
+        }
+        let start = std::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: the package lends what torch has allocated, of that length and initialised, keeps
+        // its owner until this returns, and lets no other code look at it meanwhile.
+        let target = unsafe { std::slice::from_raw_parts_mut(start, nbytes) };
+        self.fill(py, tensor, &selection, target)
     }
 
     /// A tensor's elements as `f32`.

@@ -30,6 +30,15 @@ class Model:
     def read(
         self, name: str, item_bytes: int, shape: list[int], bounds: list[tuple[int, int, int]]
     ) -> Memory: ...
+    def read_into(
+        self,
+        address: int,
+        name: str,
+        item_bytes: int,
+        shape: list[int],
+        bounds: list[tuple[int, int, int]],
+        nbytes: int,
+    ) -> None: ...
     def dequantize(self, name: str) -> Memory: ...
 
 @final
