@@ -34,6 +34,12 @@ _ML_DTYPES = {
 }
 _TORCH = {**_NUMPY, **_ML_DTYPES, "F4": "float4_e2m1fn_x2"}
 
+
+def is_block_type(dtype: str) -> bool:
+    """Whether its elements lie in blocks, or in parts of bytes: no framework has a type for it."""
+    return dtype not in _TORCH
+
+
 # Bytes of an item as frameworks count them: two F4 are one.
 _ITEM_BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4},

@@ -1,16 +1,28 @@
 """A drop-in for ``safetensors.torch``."""
 
+import os
 from collections import defaultdict
-from typing import Any, Optional, Union
+from typing import IO, Any, Optional, Union
 
 from . import _forebay
 from ._frameworks import Torch, storage
-from ._model import Model, StrPath
+from ._model import StrPath
+from ._pickles import is_pickle, open_model, refusal
 from ._safe_open import check_backend, safe_open
 from ._saving import saver
+from ._states import MapLocation, located, read_state, with_twins
 from ._stream import Progress
 
-__all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
+__all__ = [
+    "load",
+    "load_file",
+    "load_model",
+    "load_state_dict",
+    "safe_open",
+    "save",
+    "save_file",
+    "save_model",
+]
 
 
 def load_file(
@@ -31,19 +43,48 @@ def load_file(
         options: As ``forebay.open`` takes them.
     """
     check_backend(backend)
-    with Model(filename, "torch", device, **options) as model:
+    with open_model(filename, "torch", device, **options) as model:
         return model.load(progress=progress)
 
 
-def load(data: bytes) -> "dict[str, Any]":
+def load(
+    data: Union[bytes, bytearray, memoryview, StrPath, IO[bytes]],
+    map_location: MapLocation = None,
+    *,
+    weights_only: Optional[bool] = None,
+    mmap: Optional[bool] = None,
+    dequantize: bool = True,
+    progress: Progress = None,
+    **options: Any,
+) -> "dict[str, Any]":
+    """``safetensors.torch.load`` for bytes, and ``torch.load`` for every kind of model.
+
+    Args:
+        data: The bytes of a safetensors file, or a path: whatever ``forebay.open`` opens; or a
+            safetensors file that is open for reading.
+        map_location: Where tensors go, as ``torch.load`` takes it: a device, or a dict that says
+            what ``"cpu"`` becomes, or a function of a storage and ``"cpu"``.
+        weights_only: Taken for torch's sake; no program is ever run, whatever it says.
+        mmap: Taken for torch's sake; forebay reads in its own way.
+        dequantize: Whether block types of GGUF become ``float32``.
+        progress: Called with bytes that have landed and all bytes; ``True`` shows a bar.
+        options: As ``forebay.open`` takes them.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return read_state(data, map_location, dequantize, progress, options)
+    held = bytes(data if isinstance(data, (bytes, bytearray, memoryview)) else data.read())
+    if is_pickle(held):
+        raise refusal(getattr(data, "name", "these bytes"))
+    return located(_parsed(held), map_location)
+
+
+def _parsed(data: bytes) -> "dict[str, Any]":
     """All tensors of a safetensors file that is in memory, copied out of it."""
     torch = Torch()
     view = memoryview(data)
     return {
-        name: torch.tensor(
-            bytearray(view[start:end]), dtype, storage(dtype, shape, end - start)[1]
-        )
-        for name, dtype, shape, start, end in _forebay.parse(bytes(data))
+        name: torch.tensor(bytearray(view[start:end]), dtype, storage(dtype, shape, end - start)[1])
+        for name, dtype, shape, start, end in _forebay.parse(data)
     }
 
 
@@ -77,6 +118,7 @@ def load_model(
     strict: bool = True,
     device: Union[str, int] = "cpu",
     *,
+    assign: bool = False,
     backend: str = "mmap",
     **options: Any,
 ) -> "tuple[Any, list[str]]":
@@ -84,17 +126,32 @@ def load_model(
 
     Args:
         model: The ``torch.nn.Module``.
-        filename: The file.
+        filename: A safetensors file, or whatever else ``forebay.open`` opens; block types of
+            GGUF become ``float32``.
         strict: Whether missing and unexpected names are an error.
         device: Where tensors are loaded to.
+        assign: Whether the model takes the loaded tensors instead of copying them into its own,
+            as ``Module.load_state_dict`` has it. Names that are tied stay tied.
+        backend: As in ``load_file``.
+        options: As ``forebay.open`` takes them.
 
     Returns:
         The names of the model that were not in the file, and those of the file that the model
         has no use for.
     """
-    state = load_file(filename, device=device, backend=backend, **options)
+    check_backend(backend)
+    return load_into(model, read_state(filename, device, True, None, options), strict, assign)
+
+
+def load_into(
+    model: Any, state: "dict[str, Any]", strict: bool, assign: bool = False
+) -> "tuple[Any, list[str]]":
+    """Gives a model the tensors of a file, as ``load_model`` says it."""
     twins = _twins(model.state_dict())
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    given = with_twins(model, state, assign) if assign else state
+    # Older torch knows no `assign`.
+    how = {"assign": True} if assign else {}
+    missing, unexpected = model.load_state_dict(given, strict=False, **how)
     # Of tensors that share memory the file has one; a second one would write over the first.
     missing = {name for name in missing if twins[name].isdisjoint(state)}
     for names in {id(group): group for group in twins.values()}.values():
@@ -107,6 +164,27 @@ def load_model(
                 error += f"\n    {what} key(s) in state_dict: {listed}"
         raise RuntimeError(error)
     return missing, unexpected
+
+
+def load_state_dict(
+    model: Any,
+    filename: StrPath,
+    strict: bool = True,
+    assign: bool = False,
+    map_location: MapLocation = None,
+    **options: Any,
+) -> Any:
+    """``model.load_state_dict(forebay.torch.load(filename, map_location), strict, assign)``.
+
+    Missing and unexpected keys, and tensors of another size, are told in torch's words. A name
+    that the file leaves out since another one has its tensor is not missing.
+
+    Returns:
+        What torch returns: ``missing_keys`` and ``unexpected_keys``.
+    """
+    state = read_state(filename, map_location, True, None, options)
+    how = {"assign": True} if assign else {}
+    return model.load_state_dict(with_twins(model, state, assign), strict=strict, **how)
 
 
 def save(tensors: "dict[str, Any]", metadata: "Optional[dict[str, str]]" = None) -> bytes:
