@@ -2,12 +2,14 @@
 """Every face of the library beside the command line: the same model to `host`, interleaved, medians.
 
     benches/faces.py MODEL... [--rounds 5] [--cache cold|warm] [--touch 10] [--capi PREFIX]
+                            [--disk BYTES_PER_S]
 
     cargo build --release && cargo build --release -p forebay-benches --example faces
     PREFIX=PREFIX crates/forebay-capi/install
 
 Without --capi, C and C++ are left out. Each load is a process of its own. Rates are of the time that a face takes from its first call to the
-whole model; the order of the faces is another one in every round. `--touch` is as in against_fio.py.
+whole model; the order of the faces is another one in every round. `--touch` is as in against_fio.py. `--disk` (root)
+holds reads to a rate: where the machine's own varies by more than the faces do, that shows what they add to it.
 
 First the digests of all faces are compared with the command line's; `--digests-only` ends there. Rates are of the
 first model.
@@ -24,12 +26,13 @@ import tempfile
 from pathlib import Path
 
 from against_fio import drop_cache, touch, warm_cache
+from overlap import Throttle
 
 RUST = ["sync", "none", "tokio", "tokio-uring"]
 
 
-def run(command):
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+def run(command, enter=None):
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=enter)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -67,9 +70,9 @@ class Face:
         program = [self.program] if self.program else [self.faces, self.name]
         return [*program, model, *(["--digest"] if digest else [])]
 
-    def seconds(self, model):
+    def seconds(self, model, enter):
         """Seconds and CPU seconds of a load."""
-        output, cpu = run(self.command(model, digest=False))
+        output, cpu = run(self.command(model, digest=False), enter)
         if self.program:
             return float(output), cpu
         report = json.loads(output)
@@ -98,6 +101,7 @@ def main():
     parser.add_argument("--forebay", default="target/release/forebay")
     parser.add_argument("--faces", default="target/release/examples/faces")
     parser.add_argument("--capi")
+    parser.add_argument("--disk", type=float)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         programs = compile_programs(arguments.capi, folder) if arguments.capi else []
@@ -112,13 +116,16 @@ def main():
 def measure(arguments, faces, model):
     size = os.path.getsize(model)
     found = {face.name: [] for face in faces}
+    throttle = Throttle(model, int(arguments.disk)) if arguments.disk else None
     for number in range(arguments.rounds):
         order = random.sample(faces, len(faces))
         for face in order:
             (drop_cache if arguments.cache == "cold" else warm_cache)(model)
             touch(arguments.touch)
-            found[face.name].append(face.seconds(model))
+            found[face.name].append(face.seconds(model, throttle and throttle.enter))
         print(f"round {number + 1} of {arguments.rounds}", flush=True)
+    if throttle:
+        throttle.remove()
     of = statistics.median(seconds for seconds, _ in found["command line"])
     print(f"{'face':<14}GB/s  of the command line's  CPU s/GB  rounds (GB/s), {arguments.cache}")
     for name, runs in found.items():
