@@ -7,7 +7,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use forebay::{Dtype, LoadReport, Loader};
+use forebay::{Dtype, LoadReport, Loader, Metadata};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -50,6 +50,7 @@ pub struct Tensors {
     by_name: HashMap<String, Tensor>,
     left: Left,
     device: Device,
+    metadata: Metadata,
     report: LoadReport,
 }
 
@@ -60,9 +61,9 @@ impl Tensors {
     /// # Errors
     /// All of [`Error`] but [`Error::Unsupported`] and [`Error::NoTensor`].
     pub fn load(loader: Loader, device: &Device) -> Result<Self, Error> {
-        let Outcome { landed, left, report, .. } = land(loader, &TENSOR, Unknown::Left)?;
+        let Outcome { landed, left, metadata, report } = land(loader, &TENSOR, Unknown::Left)?;
         let by_name = on_device(landed, device)?;
-        Ok(Self { by_name, left, device: device.clone(), report })
+        Ok(Self { by_name, left, device: device.clone(), metadata, report })
     }
 
     /// The tensor of that name, as the file has it.
@@ -88,6 +89,12 @@ impl Tensors {
     /// Names and types of the model's tensors that candle can't have, which were left alone.
     pub fn left(&self) -> impl ExactSizeIterator<Item = (&str, Dtype)> {
         self.left.iter()
+    }
+
+    /// What the model's headers say besides.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     /// What happened while they were loaded.

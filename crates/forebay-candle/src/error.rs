@@ -28,6 +28,18 @@ pub enum Error {
         /// What was asked for: `Tensor` or `QTensor`.
         wanted: &'static str,
     },
+    /// The file has its elements in another order of dimensions than its shape (`.ptd`,
+    /// `channels_last`, say), which candle has no tensor for.
+    #[error(
+        "tensor '{tensor}' lies in another order of dimensions ({order}) than its shape, \
+         which candle has no tensor for"
+    )]
+    Reordered {
+        /// Which tensor.
+        tensor: String,
+        /// The dimensions as they lie, outermost first.
+        order: String,
+    },
     /// There is no tensor of that name.
     #[error("the model has no tensor '{tensor}'")]
     NoTensor {

@@ -28,7 +28,15 @@ pub(crate) struct Kind<S> {
 #[derive(Default)]
 pub(crate) struct Left {
     wanted: &'static str,
-    tensors: BTreeMap<String, (Dtype, Vec<u64>)>,
+    tensors: BTreeMap<String, Unfit>,
+}
+
+/// A tensor that candle can't have.
+struct Unfit {
+    dtype: Dtype,
+    shape: Vec<u64>,
+    /// How its dimensions lie, if not as the shape has them.
+    order: Option<String>,
 }
 
 impl Left {
@@ -36,7 +44,10 @@ impl Left {
     pub(crate) fn why_not(&self, name: &str) -> Error {
         let tensor = name.to_owned();
         match self.tensors.get(name) {
-            Some((dtype, shape)) => {
+            Some(Unfit { order: Some(order), .. }) => {
+                Error::Reordered { tensor, order: order.clone() }
+            }
+            Some(Unfit { dtype, shape, .. }) => {
                 let (dtype, shape) = (*dtype, shape.clone());
                 Error::Unsupported { tensor, dtype, shape, wanted: self.wanted }
             }
@@ -46,7 +57,7 @@ impl Left {
 
     /// Names and types.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, Dtype)> {
-        self.tensors.iter().map(|(name, (dtype, _))| (name.as_str(), *dtype))
+        self.tensors.iter().map(|(name, unfit)| (name.as_str(), unfit.dtype))
     }
 }
 
@@ -131,9 +142,12 @@ fn take_memory<S>(
         let (name, dtype, shape) = (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
         let refused = || Error::Memory { tensor: tensor.name.clone(), bytes: tensor.bytes };
         let bytes = usize::try_from(tensor.bytes).map_err(|_| refused())?;
+        let order = catalog.metadata().get(&format!("ptd.dim_order.{name}"));
+        let order = order.map(|order| format!("{order:?}"));
         let room = || (kind.room)(dtype, bytes);
-        let Some(lent) = (kind.takes)(dtype, &shape).then(room).flatten() else {
-            left.tensors.insert(name.clone(), (dtype, shape));
+        let fits = order.is_none() && (kind.takes)(dtype, &shape);
+        let Some(lent) = fits.then(room).flatten() else {
+            left.tensors.insert(name.clone(), Unfit { dtype, shape, order });
             if unknown == Unknown::Refused {
                 return Err(left.why_not(&name));
             }

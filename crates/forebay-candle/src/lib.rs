@@ -58,6 +58,10 @@
 //! before they read anything. GGUF's block types are [`quantized`] only; F32, F16 and BF16 are
 //! both, but for scalars, of which candle makes no `QTensor`.
 //!
+//! Of a `.ptd` file, tensors that lie in another order of dimensions than their shape's are left the
+//! same way ([`Error::Reordered`]). Quantised ones come as the plain integers that the file has, and
+//! blobs as bytes: [`Tensors::metadata`] has `ptd.scalar_type.NAME` and `ptd.layout.NAME` of those.
+//!
 //! # What the loader's options mean here
 //!
 //! All tensors go to memory of candle's, so those about devices, layers, repacking and prefetching

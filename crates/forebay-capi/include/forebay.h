@@ -20,7 +20,9 @@
 // - Callbacks run on the thread that called the function they are called from. They must return:
 //   neither longjmp nor an exception may leave them. They must not use the loader or the load that
 //   calls them.
-// - Structs are handed out by pointer and only ever grow at their end. Don't compare their sizes.
+// - Structs are handed out by pointer and only ever grow at their end: pass on the pointers that
+//   were handed out, never a copy, don't step from one to the next, and don't compare their sizes.
+// - Names that hold a NUL can't be given to functions that take a name.
 
 
 #ifndef FOREBAY_H
@@ -116,7 +118,8 @@ typedef struct forebay_tensor_info {
     size_t name_bytes;
     // The element or block type, spelt as the format spells it: "Q4_K", "F16", "BF16".
     const char *dtype;
-    // Elements per dimension, outermost first. (ggml's `ne` has them the other way round.)
+    // Elements per dimension, outermost first. (ggml's `ne` has them the other way round. Where a
+    // `.ptd` file has them in another order, the metadata's `ptd.dim_order.NAME` says so.)
     const uint64_t *shape;
     // How many dimensions there are; 0 for a scalar.
     size_t rank;
@@ -423,7 +426,7 @@ forebay_status forebay_loader_new(const char *path,
 // Lends memory of the caller's for a tensor, whatever the options say of it: its bytes are written
 // to `memory` on, as the file has them. `bytes` are at least the tensor's; what is behind them is
 // not touched. As many tensors as the model has may be lent memory, at any alignment; places must
-// not overlap.
+// not overlap. `memory` may be NULL if `bytes` are 0.
 //
 // An unknown name and memory that is too small are FOREBAY_OPTION when the load starts.
 //
@@ -432,8 +435,9 @@ forebay_status forebay_loader_new(const char *path,
 // # Safety
 // - The name ends in NUL.
 // - The memory stays the caller's. It stays allocated, and nobody reads or writes it, until the
-//   tensor has been handed out; then it may be read, and stays allocated and unwritten until the
-//   load has failed, or the forebay_load or forebay_loaded has been freed.
+//   tensor has been handed out; then it may be read, and stays allocated and unwritten until
+//   forebay_loader_run, forebay_load_start or forebay_load_finish has failed, or the forebay_load
+//   or forebay_loaded has been freed.
 forebay_status forebay_loader_into_host(struct forebay_loader *loader,
                                         const char *name,
                                         void *memory,
@@ -513,14 +517,18 @@ forebay_status forebay_load_start(struct forebay_loader *loader, struct forebay_
 // FOREBAY_OK when there is no more. It lives as long as the load, and once forebay_load_finish has
 // answered FOREBAY_OK, as long as what that wrote.
 //
-// Fails as forebay_loader_run does; after that, with the same again.
+// Fails as forebay_loader_run does; then nothing of the load runs any more, and it fails with the
+// same again.
 //
-// Threads: one at a time; it blocks.
+// Threads: one at a time; it blocks. Tensors that it has handed out may be used by other threads
+// meanwhile, until the load is freed or forebay_load_finish has failed.
 forebay_status forebay_load_next(struct forebay_load *load, const struct forebay_tensor **tensor);
 
 // How many bytes of how many are where they belong.
 //
 // Threads: one at a time; forebay_loader_on_progress is for hearing of it during a wait.
+//
+// The two places differ.
 forebay_status forebay_load_progress(struct forebay_load *load,
                                      uint64_t *done_bytes,
                                      uint64_t *total_bytes);
@@ -597,7 +605,7 @@ forebay_status forebay_tensor_part(const struct forebay_tensor *tensor,
 // Threads: several at once.
 //
 // # Safety
-// `buffer` has room for `bytes`; it may be NULL if they are 0.
+// `buffer` has room for `bytes`, none of which is the tensor's own; it may be NULL if they are 0.
 forebay_status forebay_tensor_read(const struct forebay_tensor *tensor,
                                    uint64_t offset,
                                    void *buffer,

@@ -15,7 +15,8 @@ pub struct TensorInfo {
     pub name_bytes: usize,
     /// The element or block type, spelt as the format spells it: "Q4_K", "F16", "BF16".
     pub dtype: *const c_char,
-    /// Elements per dimension, outermost first. (ggml's `ne` has them the other way round.)
+    /// Elements per dimension, outermost first. (ggml's `ne` has them the other way round. Where a
+    /// `.ptd` file has them in another order, the metadata's `ptd.dim_order.NAME` says so.)
     pub shape: *const u64,
     /// How many dimensions there are; 0 for a scalar.
     pub rank: usize,

@@ -126,6 +126,11 @@ const _: () = {
     is_shared::<Model>();
     is_shared::<Options>();
     is_shared::<TensorHandle>();
+    // What those hold that say so of themselves.
+    goes::<forebay::Model>();
+    goes::<forebay::Tensor>();
+    is_shared::<forebay::Model>();
+    is_shared::<forebay::Tensor>();
 };
 
 /// What a callback of C is called with.

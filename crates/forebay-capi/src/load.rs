@@ -36,7 +36,11 @@ impl Load {
         // What a callback has said counts before what came of it.
         match self.stop.check().and(next) {
             Ok(tensor) => Ok(tensor.and_then(|tensor| self.view(tensor))),
-            Err(failure) => Err(self.failure.insert(failure).clone()),
+            Err(failure) => {
+                // A callback has stopped it: nothing may run any more when the caller hears of it.
+                self.load.by_ref().for_each(drop);
+                Err(self.failure.insert(failure).clone())
+            }
         }
     }
 
@@ -85,9 +89,11 @@ pub extern "C" fn forebay_load_start(
 /// FOREBAY_OK when there is no more. It lives as long as the load, and once forebay_load_finish has
 /// answered FOREBAY_OK, as long as what that wrote.
 ///
-/// Fails as forebay_loader_run does; after that, with the same again.
+/// Fails as forebay_loader_run does; then nothing of the load runs any more, and it fails with the
+/// same again.
 ///
-/// Threads: one at a time; it blocks.
+/// Threads: one at a time; it blocks. Tensors that it has handed out may be used by other threads
+/// meanwhile, until the load is freed or forebay_load_finish has failed.
 #[unsafe(no_mangle)]
 pub extern "C" fn forebay_load_next(
     load: Option<&mut Load>,
@@ -103,6 +109,8 @@ pub extern "C" fn forebay_load_next(
 /// How many bytes of how many are where they belong.
 ///
 /// Threads: one at a time; forebay_loader_on_progress is for hearing of it during a wait.
+///
+/// The two places differ.
 #[unsafe(no_mangle)]
 pub extern "C" fn forebay_load_progress(
     load: Option<&mut Load>,

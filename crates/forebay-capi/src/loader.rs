@@ -157,7 +157,7 @@ pub unsafe extern "C" fn forebay_loader_new(
 /// Lends memory of the caller's for a tensor, whatever the options say of it: its bytes are written
 /// to `memory` on, as the file has them. `bytes` are at least the tensor's; what is behind them is
 /// not touched. As many tensors as the model has may be lent memory, at any alignment; places must
-/// not overlap.
+/// not overlap. `memory` may be NULL if `bytes` are 0.
 ///
 /// An unknown name and memory that is too small are FOREBAY_OPTION when the load starts.
 ///
@@ -166,8 +166,9 @@ pub unsafe extern "C" fn forebay_loader_new(
 /// # Safety
 /// - The name ends in NUL.
 /// - The memory stays the caller's. It stays allocated, and nobody reads or writes it, until the
-///   tensor has been handed out; then it may be read, and stays allocated and unwritten until the
-///   load has failed, or the forebay_load or forebay_loaded has been freed.
+///   tensor has been handed out; then it may be read, and stays allocated and unwritten until
+///   forebay_loader_run, forebay_load_start or forebay_load_finish has failed, or the forebay_load
+///   or forebay_loaded has been freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn forebay_loader_into_host(
     loader: Option<&mut Loader>,
@@ -179,7 +180,7 @@ pub unsafe extern "C" fn forebay_loader_into_host(
         let loader = given(loader, "loader")?;
         // SAFETY: C lends the text for the call.
         let name = unsafe { text(name, "name") }?.to_owned();
-        if memory.is_null() {
+        if memory.is_null() && bytes > 0 {
             return Err(Failure::null("memory"));
         }
         // SAFETY: C's promise; the header says until when it holds.

@@ -128,7 +128,7 @@ fn ordinal(backend: Backend) -> i32 {
 
 fn held(tensor: Option<&Tensor>) -> Result<&TensorHandle, Failure> {
     let handle = given(tensor, "tensor")?.handle;
-    // SAFETY: C has the struct from this library, and it is alive; so is what it points at.
+    // SAFETY: C passes the struct that it was handed, and it is alive; so is what it points at.
     unsafe { handle.as_ref() }.ok_or_else(|| Failure::null("the tensor's handle"))
 }
 
@@ -163,7 +163,7 @@ pub extern "C" fn forebay_tensor_part(
 /// Threads: several at once.
 ///
 /// # Safety
-/// `buffer` has room for `bytes`; it may be NULL if they are 0.
+/// `buffer` has room for `bytes`, none of which is the tensor's own; it may be NULL if they are 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn forebay_tensor_read(
     tensor: Option<&Tensor>,

@@ -224,6 +224,38 @@ fn callbacks_stop_the_load_and_no_other() {
     assert_eq!(forebay_loaded_tensor_count(Some(&run(loader).ok().unwrap())), 64);
 }
 
+/// Who is told that a load was stopped may free what was lent to it.
+#[test]
+fn nothing_is_written_once_a_step_has_failed() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let model = model_of(folder.path(), 4, 8 << 20);
+    for _ in 0..5 {
+        let mut seen = 0_u32;
+        let mut loader = loader(&model, &[(c"device", c"host")]);
+        let mut memory = vec![0_u8; 8 << 20];
+        let (start_of, bytes) = (memory.as_mut_ptr().cast(), memory.len() as u64);
+        let name = c"layers.3.weight".as_ptr();
+        let lent = unsafe { forebay_loader_into_host(Some(&mut loader), name, start_of, bytes) };
+        assert_eq!(lent, Status::ForebayOk);
+        let callback = Some(stop_progress as unsafe extern "C" fn(*mut c_void, u64, u64) -> c_int);
+        let user = (&raw mut seen).cast();
+        unsafe { forebay_loader_on_progress(Some(&mut loader), callback, user, 1) };
+        let mut load = start(loader).unwrap();
+        let status = loop {
+            match next(&mut load) {
+                Ok(tensor) => assert!(!tensor.is_null(), "the callback has not stopped it"),
+                Err((status, _)) => break status,
+            }
+        };
+        assert_eq!(status, Status::ForebayStopped);
+        let held = memory.clone();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(memory == held, "written to after the load has failed");
+        assert_eq!(next(&mut load).unwrap_err().0, Status::ForebayStopped);
+        forebay_load_free(Some(load));
+    }
+}
+
 /// However small the model is: an answer other than 0 never ends in FOREBAY_OK.
 #[test]
 fn a_stop_at_the_very_end_still_counts() {
