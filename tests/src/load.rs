@@ -5,7 +5,7 @@ use forebay_device::cuda::{Context, CudaArena, Memory};
 use forebay_device::{ArenaLayout, Drained, Segment, Uploader, Writer};
 use forebay_io::{
     Access, Cancel, Fallback, Fault, Filled, ModelFile, Performer, ReadJob, ReadOutcome, ReadSpec,
-    Schedule, Step, StepAt,
+    Schedule, Step, StepAt, uring_support,
 };
 use forebay_mem::{
     Alignment, Draining, FileMapping, Free, Place, PlaceWatch, Region, Slab, Slot, SlotCensus,
@@ -141,7 +141,8 @@ impl Load {
                 Some(sizes) => upload_to_device(full, free_sender, slots, sizes, leaves_after),
                 None => upload(full, free_sender, keeps, leaves_after),
             });
-            let outcome = match as_task {
+            // A runtime that can't be had panics; the engine's own says why.
+            let outcome = match as_task && uring_support().is_ok() {
                 true => tokio_uring::start(job.run_on_tokio_uring()),
                 false => job.run(),
             };

@@ -239,10 +239,14 @@ fn runtimes_of_tokio() {
 #[cfg(feature = "tokio-uring")]
 mod on_tokio_uring {
     use super::*;
+    use support::has_tokio_uring;
 
     /// Half of the streams while the runtime goes on, half with it.
     #[test]
     fn streams() {
+        if !has_tokio_uring() {
+            return;
+        }
         again_and_again(|after, number| {
             let mut memory = after.memory();
             tokio_uring::start(async {
@@ -264,6 +268,9 @@ mod on_tokio_uring {
 
     #[test]
     fn futures() {
+        if !has_tokio_uring() {
+            return;
+        }
         again_and_again(|after, number| {
             let mut memory = after.memory();
             let patience = after.patience();
@@ -289,6 +296,9 @@ mod on_tokio_uring {
     /// The runtime ends while somebody else still has the stream.
     #[test]
     fn runtimes() {
+        if !has_tokio_uring() {
+            return;
+        }
         again_and_again(|after, number| {
             let mut memory = after.memory();
             let loader = after.loader(&mut memory, EngineChoice::TokioUring);

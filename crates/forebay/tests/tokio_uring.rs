@@ -9,10 +9,13 @@ use futures_util::StreamExt;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use support::{TestModel, alone, fixtures, is_without_load_threads, small_slots};
+use support::{TestModel, alone, fixtures, has_tokio_uring, is_without_load_threads, small_slots};
 
 #[test]
 fn every_kind_of_model_lands_whole_and_the_report_says_who_read() {
+    if !has_tokio_uring() {
+        return;
+    }
     let _alone = alone();
     for (path, _) in fixtures() {
         let expected = Loader::new(&path).device("host".parse().unwrap()).load().unwrap();
@@ -48,6 +51,9 @@ fn every_kind_of_model_lands_whole_and_the_report_says_who_read() {
 
 #[test]
 fn the_runtime_goes_on_with_its_other_tasks_and_no_thread_reads() {
+    if !has_tokio_uring() {
+        return;
+    }
     let _alone = alone();
     let model = TestModel::new(16 << 20);
     tokio_uring::start(async {
@@ -85,6 +91,9 @@ fn thread_names() -> String {
 /// A runtime has room for the buffers of one: the other reads without, and says so.
 #[test]
 fn two_loads_share_a_runtime() {
+    if !has_tokio_uring() {
+        return;
+    }
     let _alone = alone();
     let model = TestModel::new(4 << 20);
     tokio_uring::start(async {
@@ -107,6 +116,9 @@ fn two_loads_share_a_runtime() {
 
 #[test]
 fn a_ring_that_refuses_is_left_to_threads_while_the_runtime_goes_on() {
+    if !has_tokio_uring() {
+        return;
+    }
     let _alone = alone();
     let model = TestModel::new(4 << 20);
     let refuse = Rule::new(Answer::Errno(forebay::Errno::EPERM)).after(3);
@@ -125,6 +137,9 @@ fn a_ring_that_refuses_is_left_to_threads_while_the_runtime_goes_on() {
 
 #[test]
 fn a_failure_ends_the_stream_with_its_cause() {
+    if !has_tokio_uring() {
+        return;
+    }
     let _alone = alone();
     let model = TestModel::new(4 << 20);
     let broken = Rule::new(Answer::Errno(forebay::Errno::EIO)).after(2);

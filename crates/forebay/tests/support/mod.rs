@@ -216,3 +216,10 @@ pub fn engines() -> Vec<EngineChoice> {
     engines.extend(cfg!(feature = "tokio-uring").then_some(EngineChoice::TokioUring));
     engines
 }
+
+/// Whether there is a runtime of tokio-uring to be had; says so if not.
+pub fn has_tokio_uring() -> bool {
+    let refused = forebay_io::uring_support().err();
+    refused.iter().for_each(|errno| eprintln!("SKIPPED: no io_uring here ({errno})"));
+    refused.is_none()
+}
