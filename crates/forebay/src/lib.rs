@@ -50,6 +50,7 @@ mod mode;
 mod model;
 mod numa;
 mod option_text;
+mod options;
 mod pipeline;
 mod plan;
 mod policy;
@@ -80,10 +81,11 @@ pub use layers::{
     LayerStreamBuilder, Lfu, Lru, PassReport, Piece, Pinned, StreamReport, Tier, TierBytes,
 };
 pub use loaded::{Loaded, Tensor, TensorPart};
-pub use loader::{EngineChoice, GpuLayers, Loader, Options, PlaceRule, Prefetch, Reclaim, Repack};
+pub use loader::Loader;
 pub use mode::{LoadMode, ModeSpec};
 pub use model::Model;
 pub use option_text::parse_size;
+pub use options::{EngineChoice, GpuLayers, Options, PlaceRule, Prefetch, Reclaim, Repack};
 pub use pipeline::{Landing, Load, LoadStream, Progress};
 pub use plan::{BackendPlan, FilePlan, Plan};
 pub use report::{

@@ -1,7 +1,7 @@
 //! Options as people write them: the keys and values of the command line's flags.
 
 use crate::error::Error;
-use crate::loader::Options;
+use crate::options::Options;
 use std::str::FromStr;
 
 impl Options {
@@ -88,7 +88,7 @@ fn count_or_auto(option: &'static str, text: &str) -> Result<Option<usize>, Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loader::{EngineChoice, GpuLayers};
+    use crate::options::{EngineChoice, GpuLayers};
 
     #[test]
     fn every_flag_of_a_load_can_be_set() {

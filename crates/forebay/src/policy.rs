@@ -1,7 +1,7 @@
 //! Which tensor goes where. Pure: names, sizes and options in, placements out.
 
 use crate::backend::{Backend, SplitMode};
-use crate::loader::{GpuLayers, PlaceRule, Target};
+use crate::options::{GpuLayers, PlaceRule, Target};
 use crate::split::Axis;
 
 /// The words that a layer's number follows in tensor names: `blk.N.` (GGUF), `model.layers.N.`,

@@ -4,7 +4,7 @@
 //! staging memory takes time by its size. None of it depends on the model.
 
 use crate::backend::Backend;
-use crate::loader::{GpuLayers, Options, PlaceRule, Target};
+use crate::options::{GpuLayers, Options, PlaceRule, Target};
 use crate::plan::{Staging, near_devices};
 use forebay_device::cuda::{self, Context, DeviceInfo};
 use forebay_mem::Alignment;

@@ -3,7 +3,7 @@
 use super::stream::LayerStream;
 use super::units::Grouping;
 use crate::error::Error;
-use crate::loader::Options;
+use crate::options::Options;
 use forebay_io::{Cancel, Fault};
 use forebay_trace::Trace;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 use super::staging::staging_shape;
 use crate::error::{Error, LockBound};
 use crate::loaded::{HeldPart, TensorMemory, Tensors};
-use crate::loader::Reclaim;
+use crate::options::Reclaim;
 use crate::plan::{ArenaKind, ArenaPlan, Home, LentMemory, Plan, Rearranged};
 use crate::resident::Resident;
 use forebay_device::cuda::{Context, CudaArena, CudaWriter, HostRegistration, Memory};

@@ -25,8 +25,9 @@ mod upload;
 
 use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
-use crate::loader::{EngineChoice, Hooks, PROGRESS_INTERVAL, ProgressCallback};
+use crate::loader::{Hooks, PROGRESS_INTERVAL, ProgressCallback};
 use crate::numa;
+use crate::options::EngineChoice;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
 use crate::resident::Resident;

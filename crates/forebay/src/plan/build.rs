@@ -8,9 +8,9 @@ use super::{
 };
 use crate::backend::Backend;
 use crate::error::{Error, ReadContext};
-use crate::loader::{EngineChoice, Options};
 use crate::mode::LoadMode;
 use crate::model::Model;
+use crate::options::{EngineChoice, Options};
 use crate::policy::{self, Policy};
 use crate::split::{Axis, Split};
 use forebay_device::cuda::DeviceInfo;

@@ -3,8 +3,8 @@
 use super::{Lent, LentMemory};
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::loader::{PlaceRule, Target};
 use crate::model::Model;
+use crate::options::{PlaceRule, Target};
 use crate::policy::Placement;
 use crate::split::Split;
 use forebay_device::DeviceError;

@@ -1,8 +1,8 @@
 //! Which tensors are repacked for the CPU's matrix products, and how.
 
 use crate::backend::Backend;
-use crate::loader::{Options, Repack};
 use crate::mode::LoadMode;
+use crate::options::{Options, Repack};
 use forebay_compute::{Interleaved, Shape};
 use forebay_device::Arrange;
 use forebay_format::Tensor;

@@ -2,8 +2,8 @@
 
 use super::build::Builder;
 use super::{Home, Plan};
-use crate::loader::Prefetch;
 use crate::mode::LoadMode;
+use crate::options::Prefetch;
 use crate::policy;
 use forebay_io::MappedRange;
 use forebay_mem::{Alignment, MemoryAtHand, memory_at_hand};

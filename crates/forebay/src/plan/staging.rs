@@ -1,7 +1,7 @@
 //! How much staging memory, and how it is cut.
 
 use crate::error::Error;
-use crate::loader::Options;
+use crate::options::Options;
 use forebay_device::cuda::{DeviceInfo, SlotGroup, StagingShape};
 use forebay_mem::Alignment;
 use forebay_mem::numa::NumaPolicy;
