@@ -8,7 +8,7 @@ use crate::report::Report;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// What cargo calls the shared library.
 const LIBRARY: &str = "libforebay_cuda_emulator.so";
@@ -414,8 +414,11 @@ fn folder_of_links(name: &str, links: &[&str]) -> PathBuf {
     folder
 }
 
-/// Makes the link, or leaves it if it is right already: other tests may be using it.
+/// Makes the link, or leaves it if it is right already: other tests, of this process and of
+/// others, may be using or making it.
 fn link(library: &Path, folder: &Path, name: &str) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let link = folder.join(name);
     if std::fs::read_link(&link).is_ok_and(|target| target == library) {
         return;
