@@ -3,10 +3,10 @@
 import json
 import os
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, NamedTuple, Optional, Union
 
 from . import _forebay
+from ._closing import Closing
 from ._errors import Error
 from ._frameworks import buffer, device_name, framework, storage
 from ._index import numpy_box, torch_box
@@ -62,7 +62,7 @@ class TensorSlice:
         return model._framework.move(tensor, self._device)
 
 
-class Model:
+class Model(Closing):
     """An opened model: a mapping of names to tensors that reads what is asked for.
 
     Args:
@@ -102,17 +102,6 @@ class Model:
             if self._cached_framework.name == "numpy" and self._device != "cpu":
                 raise Error(f"Device {self._device} is not supported for framework numpy")
         return self._cached_framework
-
-    def __enter__(self) -> "Model":
-        return self
-
-    def __exit__(
-        self,
-        kind: "Optional[type[BaseException]]",
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the files. Tensors that were read stay."""

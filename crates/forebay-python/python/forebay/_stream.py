@@ -3,10 +3,10 @@
 import importlib
 import json
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from . import _forebay
+from ._closing import Closing
 from ._frameworks import buffer, cuda_ordinal, storage
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _watcher(progress: Progress) -> "tuple[Optional[Callable[[int, int], object]
     return show, bar
 
 
-class Stream(Iterator["tuple[str, Any]"]):
+class Stream(Iterator["tuple[str, Any]"], Closing):
     """A load under way: yields names and tensors as they land, whole and where they belong.
 
     Closing it, or dropping it, stops the load; what has landed stays. ``report`` is there once
@@ -99,17 +99,6 @@ class Stream(Iterator["tuple[str, Any]"]):
             return name, self._ready.pop(name)
         tensor = self._model._made(buffer(memory), self._model._infos[name])
         return name, self._framework.move(tensor, self._devices[name])
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(
-        self,
-        kind: "Optional[type[BaseException]]",
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
     def cancel(self) -> None:
         """Stops the load, from any thread: whoever iterates gets ``forebay.Cancelled``."""
