@@ -4,10 +4,13 @@
     crates/forebay-python/test --torch                       # makes the environment
     benches/peers/compare.py MODEL.safetensors [--rounds 5] [--cache cold|warm] [--touch GIB]
 
-Installs the peers from PyPI into that environment, without what they depend on. Rounds are interleaved, each load is a process of its own. What is timed ends when one
-byte of every page of every tensor has been read, since a mapping that nobody touched has loaded
-nothing; importing is not timed. CPU seconds are of the same time, peak memory is what the process
-had at most beyond what it had before. fio's row is the disk's own rate in the same round.
+Installs the peers from PyPI into that environment, without what they depend on. Rounds are
+interleaved and shuffled, each load is a process of its own. What is timed ends when one byte of every page of
+every tensor has been read, since a mapping that nobody touched has loaded nothing; importing is not
+timed. CPU seconds are of the same time. Memory is what there was at most beyond what there was
+before: of the process (its peak RSS), and, for root, of the system: what a control group of its own
+was charged with, so the page cache too that a load fills. fio's row is the disk's own rate in the
+same round.
 
 `--touch`: as benches/against_fio.py has it. instanttensor loads to CUDA only, and says so.
 """
@@ -15,6 +18,7 @@ had at most beyond what it had before. fio's row is the disk's own rate in the s
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -56,13 +60,22 @@ def load():
 }
 
 TIMED = """
-import json, resource, sys, time
-path = sys.argv[1]
+import json, os, resource, sys, time
+path, group = sys.argv[1:]
+if group:
+    with open(os.path.join(group, "cgroup.procs"), "w") as file:
+        file.write("0")
 import torch
 {loader}
+def charged(name):
+    if not group:
+        return 0
+    with open(os.path.join(group, name)) as file:
+        return int(file.read())
 def pages(tensor):
     flat = tensor.reshape(-1).view(torch.uint8)
     return int(flat[:: 4096].sum()) if flat.numel() else 0
+charged_before = charged("{now}")
 before = resource.getrusage(resource.RUSAGE_SELF)
 started = time.monotonic()
 loaded = load()
@@ -72,21 +85,43 @@ seconds = time.monotonic() - started
 after = resource.getrusage(resource.RUSAGE_SELF)
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 size = sum(tensor.nbytes for tensor in tensors.values())
-print(json.dumps([seconds, cpu, (after.ru_maxrss - before.ru_maxrss) / 1024, check, size]))
+system = (charged("{peak}") - charged_before) / (1 << 20)
+rss = (after.ru_maxrss - before.ru_maxrss) / 1024
+print(json.dumps([seconds, cpu, rss, system, check, size]))
 """
 
 
+def control_group():
+    """A folder for a control group, and what its files are called; no folder where none is to be had."""
+    mount = Path("/sys/fs/cgroup")
+    older = (mount / "memory").is_dir()
+    names = {"now": "memory.usage_in_bytes", "peak": "memory.max_usage_in_bytes"}
+    if not older:
+        names = {"now": "memory.current", "peak": "memory.peak"}
+    return (mount / "memory" if older else mount) / f"forebay-peers-{os.getpid()}", names
+
+
 def measure(python, name, path):
-    """Seconds, CPU seconds, MiB, a checksum, bytes; or why it does not load."""
-    command = [python, "-c", TIMED.format(loader=LOADERS[name]), path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """Seconds, CPU seconds, MiB of the process and of the system, a checksum, bytes; or why it
+    does not load."""
+    group, names = control_group()
+    try:
+        group.mkdir()
+    except OSError:
+        group = ""
+    command = [python, "-c", TIMED.format(loader=LOADERS[name], **names), path, str(group)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    finally:
+        if group:
+            group.rmdir()
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["ended without a word"])[-1]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(results, rates):
-    print(f"{'':22} GB/s   CPU s/GB  peak MiB  runs")
+    print(f"{'':22} GB/s   CPU s/GB  peak MiB  system MiB  runs")
     if rates:
         print(f"{'fio 1M x 32':22} {statistics.median(rates) / 1e9:5.2f}")
     checks = set()
@@ -95,12 +130,15 @@ def table(results, rates):
         if failed:
             print(f"{name:22} {failed}")
             continue
-        gigabytes = runs[0][4] / 1e9
-        checks |= {run[3] for run in runs}
-        seconds, cpu, memory = (statistics.median(run[it] for run in runs) for it in range(3))
+        gigabytes = runs[0][5] / 1e9
+        checks |= {run[4] for run in runs}
+        seconds, cpu, memory, system = (
+            statistics.median(run[it] for run in runs) for it in range(4)
+        )
         each = " ".join(f"{gigabytes / run[0]:.2f}" for run in runs)
         print(
-            f"{name:22} {gigabytes / seconds:5.2f} {cpu / gigabytes:10.2f} {memory:9.0f}  {each}"
+            f"{name:22} {gigabytes / seconds:5.2f} {cpu / gigabytes:10.2f} {memory:9.0f} "
+            f"{system:11.0f}  {each}"
         )
     if len(checks) > 1:
         raise SystemExit("they do not load the same bytes")
@@ -122,13 +160,17 @@ def main():
     path = os.path.abspath(arguments.model)
     results = {name: [] for name in LOADERS}
     rates = []
-    for _ in range(arguments.rounds):
+    for number in range(1, arguments.rounds + 1):
+        print(f"round {number} of {arguments.rounds}", file=sys.stderr, flush=True)
         if not arguments.no_fio:
             rates.append(fio(path, "1M", 32))
-        for name, runs in results.items():
+        # None always comes after the same one.
+        for name in random.sample(sorted(results), len(results)):
+            if results[name] and isinstance(results[name][-1], str):
+                continue
             (drop_cache if arguments.cache == "cold" else warm_cache)(path)
             touch(arguments.touch)
-            runs.append(measure(python, name, path))
+            results[name].append(measure(python, name, path))
     table(results, rates)
 
 
