@@ -9,7 +9,7 @@ use forebay_io::{
 };
 use forebay_mem::{
     Alignment, Draining, FileMapping, Free, Place, PlaceWatch, Region, Slab, Slot, SlotCensus,
-    page_bytes,
+    Writes, page_bytes,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -183,7 +183,8 @@ impl Load {
         let is_mapped =
             |file| self.reads.iter().any(|read| read.file == file && read.access == Access::Mapped);
         let map = |(index, file): (usize, &ModelFile)| {
-            let mapping = is_mapped(index).then(|| FileMapping::new(file.buffered(), file.bytes()));
+            let mapping = is_mapped(index)
+                .then(|| FileMapping::new(file.buffered(), file.bytes(), Writes::Refused));
             mapping.map(|mapping| Arc::new(mapping.expect("a regular file can be mapped")))
         };
         let mappings = self.files.iter().enumerate().map(map).collect();

@@ -191,7 +191,12 @@ mod tests {
         if !forget(&path) {
             return eprintln!("SKIPPED: {FOLDER} keeps its files in memory");
         }
-        let mapping = forebay_mem::FileMapping::new(&File::open(&path).unwrap(), 1 << 20).unwrap();
+        let mapping = forebay_mem::FileMapping::new(
+            &File::open(&path).unwrap(),
+            1 << 20,
+            forebay_mem::Writes::Refused,
+        )
+        .unwrap();
         let view = std::sync::Arc::new(mapping).view(100..1 << 20).unwrap();
         assert_eq!(mapped(&path), Mapped::default());
         assert!(faults_of_touching([&view].into_iter()).major > 0);

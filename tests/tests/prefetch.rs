@@ -28,7 +28,10 @@ impl Mapped {
         let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), bytes);
         let files = scratch.open();
         let map = |file: &ModelFile| {
-            Some(Arc::new(FileMapping::new(file.buffered(), file.bytes()).unwrap()))
+            Some(Arc::new(
+                FileMapping::new(file.buffered(), file.bytes(), forebay_mem::Writes::Refused)
+                    .unwrap(),
+            ))
         };
         let mappings = files.iter().map(map).collect();
         let mapped = Self { scratch, files, mappings };

@@ -4,8 +4,8 @@ use crate::{output, size};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use forebay::{
-    DeviceChoice, Dtype, EngineChoice, GpuLayers, LoadMode, ModeSpec, NumaPolicy, Options,
-    PlaceRule, Prefetch, Reclaim, Repack, SplitMode,
+    DeviceChoice, DigestKind, Dtype, EngineChoice, GpuLayers, LoadMode, ModeSpec, NumaPolicy,
+    Options, PlaceRule, Prefetch, Reclaim, Repack, SplitMode,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -140,12 +140,15 @@ pub(crate) struct VerifyArguments {
     /// A .gguf, .safetensors or .ptd file, a *.safetensors.index.json, or a folder that holds one
     /// model
     pub(crate) model: PathBuf,
-    /// Lines of `sha256  name`
+    /// Lines of `blake3:DIGEST  name`, or of `DIGEST  name` for sha256
     #[arg(long)]
     pub(crate) manifest: PathBuf,
     /// Write the manifest instead of comparing with it
     #[arg(long)]
     pub(crate) write: bool,
+    /// The digest of a manifest to be written: blake3 or sha256
+    #[arg(long, value_name = "KIND", requires = "write", default_value_t)]
+    pub(crate) digest: DigestKind,
     #[command(flatten)]
     pub(crate) policy: PolicyArguments,
     /// Write a timeline of the load there, for ui.perfetto.dev

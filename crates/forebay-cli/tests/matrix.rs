@@ -103,10 +103,18 @@ fn a_manifest_finds_one_changed_byte_and_names_its_tensor() {
     let manifest = folder.path().join("manifest");
     let (model, manifest) = (text(&model), text(&manifest));
     assert!(run(&["synth", model, "--size", "3MiB", "--seed", "7"]).status.success());
-    json(&["verify", model, "--manifest", manifest, "--write", "--json"]);
-    for mode in ["auto", "dio", "mmap"] {
-        let verified = json(&["verify", model, "--manifest", manifest, "--json", "-lm", mode]);
-        assert_eq!(verified["equal"], verified["tensors"]);
+    for (digest, prefix) in [("sha256", ""), ("blake3", "blake3:")] {
+        json(&["verify", model, "--manifest", manifest, "--write", "--digest", digest, "--json"]);
+        let lines = std::fs::read_to_string(manifest).unwrap();
+        let is_right = |line: &str| line.strip_prefix(prefix).unwrap().find("  ") == Some(64);
+        assert!(lines.lines().all(is_right), "{lines}");
+        for place in [&["--device", "host"][..], &["--gpu-layers", "0"]] {
+            for mode in ["auto", "none", "dio", "mmap"] {
+                let arguments = ["verify", model, "--manifest", manifest, "--json", "-lm", mode];
+                let verified = json(&[&arguments[..], place].concat());
+                assert_eq!(verified["equal"], verified["tensors"]);
+            }
+        }
     }
     let listed = json(&["inspect", model, "--json"]);
     let tensor = &listed["tensors"][3];
@@ -120,4 +128,37 @@ fn a_manifest_finds_one_changed_byte_and_names_its_tensor() {
     assert_eq!(verified["different"], serde_json::json!([tensor["name"]]));
     std::fs::write(manifest, "not a digest  x\n").unwrap();
     assert!(failure(&["verify", model, "--manifest", manifest]).contains("line 1"));
+    let mixed = format!("blake3:{0}  a\n{0}  b\n", "0".repeat(64));
+    std::fs::write(manifest, mixed).unwrap();
+    assert!(failure(&["verify", model, "--manifest", manifest]).contains("line 2: has another"));
+}
+
+/// Known answers, so that a manifest means the same to every program.
+#[test]
+fn a_manifest_has_the_digests_that_everybody_else_makes() {
+    let folder = scratch();
+    let path = folder.path().join("model.safetensors");
+    let header = r#"{"abc":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"none":{"dtype":"U8","shape":[0],"data_offsets":[3,3]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(b"abc");
+    std::fs::write(&path, bytes).unwrap();
+    let manifest = folder.path().join("manifest");
+    for (digest, abc, none) in [
+        (
+            "sha256",
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        ),
+        (
+            "blake3",
+            "blake3:6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85",
+            "blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
+        ),
+    ] {
+        let arguments = ["verify", text(&path), "--manifest", text(&manifest), "--write"];
+        assert!(run(&[&arguments[..], &["--digest", digest]].concat()).status.success());
+        let expected = format!("{abc}  abc\n{none}  none\n");
+        assert_eq!(std::fs::read_to_string(&manifest).unwrap(), expected);
+    }
 }

@@ -5,6 +5,7 @@ use crate::pool::Bay;
 use forebay_mem::{Alignment, HostPointer, Place, PlaceWatch, Region};
 use std::fmt;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -180,6 +181,14 @@ impl HostArena {
         // no published tensor, nor does a read, as all places in it have been returned, nor, by the
         // contract of `HostPointer`, its lender: nothing changes it while the slice lives.
         Some(unsafe { std::slice::from_raw_parts(start, home.range.len()) })
+    }
+
+    /// The first byte of a tensor, once it is published: what [`HostArena::tensor`] borrows, for
+    /// whoever makes it its own.
+    #[must_use]
+    pub fn tensor_start(&self, index: usize) -> Option<NonNull<u8>> {
+        let home = self.homes.get(index).filter(|home| home.published.load(Ordering::Acquire))?;
+        NonNull::new(home.region.at(home.range.start))
     }
 
     /// Gives the memory its pages ahead of the copies, step by step, until told to stop. Meant

@@ -2,7 +2,7 @@
 
 use crate::cache::{cached_bytes, drop_cached};
 use crate::probe::{DirectAlignment, Readahead, direct_alignment};
-use forebay_mem::FileMapping;
+use forebay_mem::{FileMapping, Writes};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
@@ -170,7 +170,7 @@ impl ModelFile {
         let Some(mapping) = &self.layered else { return cached_bytes(&self.buffered, range) };
         let map = || {
             is_owner(&self.buffered)
-                .then(|| FileMapping::new(&self.buffered, self.bytes()).ok())
+                .then(|| FileMapping::new(&self.buffered, self.bytes(), Writes::Refused).ok())
                 .flatten()
         };
         let mapping = mapping.get_or_init(map).as_ref().ok_or(Errno::EPERM)?;

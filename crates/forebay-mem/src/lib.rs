@@ -27,7 +27,7 @@ pub use align::{Alignment, HUGE_PAGE_BYTES, page_bytes};
 pub use at_hand::{MemoryAtHand, memory_at_hand};
 pub use error::{MemoryError, Operation};
 pub use lock::{LockReport, PageLock, memlock_limit_bytes};
-pub use mapping::{FileMapping, MappedView};
+pub use mapping::{FileMapping, MappedView, Writes};
 pub use place::{Place, PlaceWatch};
 pub use pointer::HostPointer;
 pub use region::Region;

@@ -137,11 +137,12 @@ fn lockable_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mapping::Writes;
 
     fn mapping(bytes: u64) -> Arc<FileMapping> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
-        Arc::new(FileMapping::new(&file, bytes).unwrap())
+        Arc::new(FileMapping::new(&file, bytes, Writes::Refused).unwrap())
     }
 
     /// One test for both, since what is locked is counted for the whole process.

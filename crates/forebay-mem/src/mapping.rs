@@ -1,4 +1,4 @@
-//! A model file mapped read-only.
+//! A model file mapped: read-only, or with a copy of its own for whoever writes.
 //!
 //! A file under a mapping can be changed or cut short by anyone, and touching a page that is gone
 //! is a signal (`SIGBUS`) that kills the process. So the mapping gives out addresses, and copies
@@ -13,12 +13,25 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// A whole file, mapped shared and read-only. Pages come when touched.
+/// Who may write to the pages of a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// Nobody: the pages are those of the page cache.
+    #[default]
+    Refused,
+    /// Whoever is given an address, to a copy of the page that the process makes at the first write
+    /// and that no file sees. Pages that nobody writes to are those of the page cache.
+    Copied,
+}
+
+/// A whole file, mapped. Pages come when touched.
 #[derive(Debug)]
 pub struct FileMapping {
     pub(crate) map: MmapRaw,
+    writes: Writes,
     /// For machines whose seccomp filter forbids `process_vm_readv`.
     file: File,
 }
@@ -29,17 +42,30 @@ impl FileMapping {
     /// # Errors
     /// What `mmap` answers: `ENODEV` on filesystems that can't map, `ENOMEM`, `EINVAL` for an
     /// empty file.
-    pub fn new(file: &File, bytes: u64) -> Result<Self, MemoryError> {
+    pub fn new(file: &File, bytes: u64, writes: Writes) -> Result<Self, MemoryError> {
         let refuse = |error: &std::io::Error| {
             let errno = error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw);
             MemoryError::new(Operation::MapFile, 0, bytes, errno)
         };
         let length = usize::try_from(bytes)
             .map_err(|_| MemoryError::new(Operation::MapFile, 0, bytes, Errno::ENOMEM))?;
-        let map = MmapOptions::new().len(length).map_raw_read_only(file);
+        let mut options = MmapOptions::new();
+        options.len(length);
+        let map = match writes {
+            Writes::Refused => options.map_raw_read_only(file),
+            // Copies are few: a model larger than memory must not be refused for those of all its
+            // pages. SAFETY: it becomes a raw mapping, which gives out addresses and no slices.
+            Writes::Copied => unsafe { options.no_reserve_swap().map_copy(file) }.map(Into::into),
+        };
         let map = map.map_err(|error| refuse(&error))?;
         let file = file.try_clone().map_err(|error| refuse(&error))?;
-        Ok(Self { map, file })
+        Ok(Self { map, writes, file })
+    }
+
+    /// Who may write to it.
+    #[must_use]
+    pub fn writes(&self) -> Writes {
+        self.writes
     }
 
     /// The length in bytes.
@@ -49,6 +75,8 @@ impl FileMapping {
     }
 
     /// Copies `buffer.len()` bytes from `offset` on, faulting pages in as needed. Never a signal.
+    /// Where the system forbids reading the process's memory so, they are the file's, whatever has
+    /// been written to the mapping.
     ///
     /// # Errors
     /// `EFAULT` where the file no longer reaches or the disk failed; `EINVAL` past the mapping.
@@ -138,6 +166,14 @@ impl MappedView {
         self.mapping.address(self.range.start)
     }
 
+    /// The first address, valid for writes of [`MappedView::bytes`] too while the view lives and
+    /// the file is left alone; `None` if writes are [refused](Writes::Refused).
+    #[must_use]
+    pub fn address_mut(&self) -> Option<NonNull<u8>> {
+        let start = || NonNull::new(self.mapping.address(self.range.start));
+        (self.mapping.writes == Writes::Copied).then(start).flatten()
+    }
+
     /// The bytes, without a copy.
     ///
     /// # Safety
@@ -208,7 +244,8 @@ mod tests {
     fn mapped(contents: &[u8]) -> (tempfile::NamedTempFile, Arc<FileMapping>) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), contents).unwrap();
-        let mapping = FileMapping::new(file.as_file(), contents.len() as u64).unwrap();
+        let bytes = contents.len() as u64;
+        let mapping = FileMapping::new(file.as_file(), bytes, Writes::Refused).unwrap();
         (file, Arc::new(mapping))
     }
 
@@ -222,6 +259,27 @@ mod tests {
         assert_eq!(buffer, contents[4090..9000]);
         assert_eq!(view.read_into(1, &mut buffer).unwrap_err().errno, Errno::EINVAL);
         assert!(mapping.view(0..10_001).is_none());
+    }
+
+    #[test]
+    fn what_is_written_to_copied_pages_stays_in_the_process() {
+        let (file, refused) = mapped(&[7; 20_000]);
+        assert_eq!(refused.view(0..4).unwrap().address_mut(), None);
+        let mapping = Arc::new(FileMapping::new(file.as_file(), 20_000, Writes::Copied).unwrap());
+        let view = mapping.view(5000..20_000).unwrap();
+        view.bring_in().unwrap();
+        // SAFETY: a byte of a mapping that this test has alone, and whose file nobody cuts.
+        unsafe { view.address_mut().unwrap().write(9) };
+        let mut byte = [0];
+        view.read_into(0, &mut byte).unwrap();
+        assert_eq!(byte, [9]);
+        // It is nobody's to give back, as nobody could bring it again.
+        assert_eq!(view.reclaim().unwrap(), 0);
+        view.read_into(0, &mut byte).unwrap();
+        assert_eq!(byte, [9]);
+        refused.read_into(5000, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(std::fs::read(file.path()).unwrap(), [7; 20_000]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::align::{Alignment, page_bytes};
 use crate::error::{MemoryError, Operation};
-use crate::mapping::{FileMapping, length};
+use crate::mapping::{FileMapping, Writes, length};
 use memmap2::Advice;
 use nix::errno::Errno;
 use std::ops::Range;
@@ -109,14 +109,15 @@ impl FileMapping {
     }
 
     /// Gives back the whole pages inside `range`: they leave this process, not the page cache,
-    /// and come again if touched. Returns the bytes given back.
+    /// and come again if touched. Returns the bytes given back: none where pages may have been
+    /// [written](Writes::Copied).
     ///
     /// # Errors
     /// `EINVAL` for locked pages, which stay.
     pub fn reclaim(&self, range: Range<u64>) -> Result<u64, MemoryError> {
         let inside = Alignment::page().inward(range.start..range.end.min(self.bytes()));
         let bytes = inside.end - inside.start;
-        if bytes == 0 {
+        if bytes == 0 || self.writes() == Writes::Copied {
             return Ok(0);
         }
         // SAFETY: the pages are clean, file-backed and read-only: dropping them from the page
@@ -141,7 +142,7 @@ mod tests {
         std::fs::write(file.path(), vec![5; bytes]).unwrap();
         file.as_file().sync_all().unwrap();
         posix_fadvise(file.as_file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-        let mapping = FileMapping::new(file.as_file(), bytes as u64).unwrap();
+        let mapping = FileMapping::new(file.as_file(), bytes as u64, Writes::Refused).unwrap();
         (file, mapping)
     }
 

@@ -8,7 +8,7 @@
 use forebay_mem::numa::{
     Node, NumaError, NumaPolicy, Placed, ThreadPolicy, current_node, nodes, pages_by_node,
 };
-use forebay_mem::{FileMapping, Region};
+use forebay_mem::{FileMapping, Region, Writes};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
@@ -210,7 +210,7 @@ fn found_after_reading(mut file: &File, policy: NumaPolicy) -> BTreeMap<u32, u64
         file.read_exact(&mut contents).unwrap();
     }
     // The pages are in the cache; reading through the mapping puts them into the page table.
-    let mapping = FileMapping::new(file, FILE_BYTES as u64).unwrap();
+    let mapping = FileMapping::new(file, FILE_BYTES as u64, Writes::Refused).unwrap();
     mapping.read_into(0, &mut contents).unwrap();
     pages_by_node(mapping.address(0), FILE_BYTES).unwrap()
 }

@@ -61,7 +61,7 @@ mod split;
 mod warm_up;
 
 pub use backend::{Backend, DeviceChoice, SplitMode};
-pub use digest::sha256_hex;
+pub use digest::{DigestKind, Digester, sha256_hex};
 pub use error::{Error, LockBound, ReadContext};
 pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
@@ -74,7 +74,7 @@ pub use forebay_device::cuda::{
 pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
 pub use forebay_mem::numa::NumaPolicy;
-pub use forebay_mem::{HostPointer, MappedView, MemoryError};
+pub use forebay_mem::{HostPointer, MappedView, MemoryError, Writes};
 pub use forebay_trace::{self as trace, Trace};
 pub use layers::{
     CachePolicy, Fetch, FetchStats, Fetcher, FetcherBuilder, Layer, LayerStream,

@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::compute::Interleaved;
-use crate::digest;
+use crate::digest::{self, DigestKind};
 use crate::error::Error;
 use crate::plan::SplitHome;
 use crate::report::LoadReport;
@@ -15,6 +15,7 @@ use forebay_mem::{MappedView, MemoryError, Operation, PageLock};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Where the bytes of a tensor, or of a part of one, are.
@@ -251,6 +252,28 @@ impl Tensor {
         }
     }
 
+    /// The first byte of its memory, valid for reads and writes of [`Tensor::bytes`] bytes while a
+    /// [`Tensor`] or [`Loaded`] of the load is held: for whoever makes the tensor its own, and then
+    /// reads it by nothing else that shares it ([`Tensor::as_slice`], products, digests). `None`
+    /// where there is no such memory: on devices, in parts, repacked, of no bytes, and in mappings
+    /// that refuse writes ([`Loader::mapped_writes`](crate::Loader::mapped_writes)). Tensors of a `.ptd`
+    /// file that lie on the same bytes share them in a mapping.
+    ///
+    /// # Alignment
+    /// As [`Tensor::as_slice`]; in a mapping, the file's.
+    #[must_use]
+    pub fn as_mut_ptr(&self) -> Option<NonNull<u8>> {
+        match &self.tensors.memory[self.place] {
+            TensorMemory::Arena {
+                part: HeldPart::Host { arena, tensor, .. },
+                interleaved: None,
+            } => arena.tensor_start(*tensor),
+            TensorMemory::Mapped(view) => view.address_mut(),
+            TensorMemory::Arena { .. } | TensorMemory::Split { .. } | TensorMemory::Empty => None,
+        }
+        .filter(|_| self.bytes() > 0)
+    }
+
     /// The parts of a tensor that is split over several devices, in the order of their rows or
     /// columns; one part, which is all of it, for every other tensor.
     #[must_use]
@@ -464,6 +487,6 @@ impl Loaded {
     /// # Errors
     /// As [`Tensor::read_into`].
     pub fn digests(&self) -> Result<BTreeMap<String, String>, Error> {
-        digest::all(&self.tensors().collect::<Vec<_>>())
+        digest::all(&self.tensors().collect::<Vec<_>>(), DigestKind::Sha256)
     }
 }

@@ -13,8 +13,8 @@ use crate::plan::{Lent, LentMemory, Plan};
 use crate::warm_up::WarmUp;
 use forebay_device::cuda::DevicePointer;
 use forebay_io::{Cancel, Fault};
-use forebay_mem::HostPointer;
 use forebay_mem::numa::NumaPolicy;
+use forebay_mem::{HostPointer, Writes};
 use forebay_trace::Trace;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -173,6 +173,16 @@ impl Loader {
     #[must_use]
     pub fn prefetch(mut self, prefetch: Prefetch) -> Self {
         self.options.prefetch = prefetch;
+        self
+    }
+
+    /// Whether tensors that stay in a mapping may be written ([`Tensor::as_mut_ptr`]): to copies of
+    /// their pages, which no file sees.
+    ///
+    /// [`Tensor::as_mut_ptr`]: crate::Tensor::as_mut_ptr
+    #[must_use]
+    pub fn mapped_writes(mut self, writes: Writes) -> Self {
+        self.options.mapped_writes = writes;
         self
     }
 

@@ -3,6 +3,7 @@
 use crate::backend::{Backend, DeviceChoice, SplitMode, devices};
 use crate::mode::ModeSpec;
 use crate::split::Axis;
+use forebay_mem::Writes;
 use forebay_mem::numa::NumaPolicy;
 use regex::Regex;
 use std::str::FromStr;
@@ -190,6 +191,8 @@ pub struct Options {
     pub reclaim: Reclaim,
     /// Whether mapped tensors are brought in ahead of use.
     pub prefetch: Prefetch,
+    /// Whether tensors that stay in a mapping may be written.
+    pub mapped_writes: Writes,
     /// Whether weights are laid out anew for the CPU's matrix products.
     pub repack: Repack,
     /// On which NUMA node memory and page cache of the load are placed.

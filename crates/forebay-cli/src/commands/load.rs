@@ -4,7 +4,7 @@ use crate::args::LoadArguments;
 use crate::failure::Failure;
 use crate::timeline::Timeline;
 use crate::{interrupt, output};
-use forebay::{LoadReport, Loaded, Loader, Options, Progress};
+use forebay::{LoadReport, Loaded, Loader, Options, Progress, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -56,7 +56,16 @@ pub(crate) fn load(
     options: Options,
     trace: Option<&Path>,
 ) -> Result<Loaded, Failure> {
-    load_observed(Loader::new(model).options(options), trace, |_| ())
+    load_each(Loader::new(model).options(options), trace, |_| ())
+}
+
+/// The same, and `each` is given every tensor as it lands.
+pub(crate) fn load_each(
+    loader: Loader,
+    trace: Option<&Path>,
+    each: impl FnMut(Tensor),
+) -> Result<Loaded, Failure> {
+    load_observed(loader, trace, each, |_| ())
 }
 
 fn load_sampled(
@@ -67,7 +76,7 @@ fn load_sampled(
     let loader = Loader::new(&arguments.model).options(options).progress_interval(interval);
     let (sender, samples) = mpsc::channel();
     let started = Instant::now();
-    let loaded = load_observed(loader, arguments.trace.as_deref(), move |progress| {
+    let loaded = load_observed(loader, arguments.trace.as_deref(), drop, move |progress| {
         // The receiver outlives the load.
         let _ = sender.send(Sample(started.elapsed().as_secs_f64(), progress.done_bytes));
     })?;
@@ -85,6 +94,7 @@ fn between_start_and(last: Sample, samples: impl Iterator<Item = Sample>) -> Vec
 fn load_observed(
     mut loader: Loader,
     trace: Option<&Path>,
+    mut each: impl FnMut(Tensor),
     mut observe: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Loaded, Failure> {
     let timeline = trace.map(Timeline::create).transpose()?;
@@ -99,14 +109,15 @@ fn load_observed(
     if let Some(timeline) = &timeline {
         loader = loader.trace(timeline.trace());
     }
-    let loaded = loader
-        .cancel_with(&cancel)
-        .on_progress(move |progress| {
-            shown.set_length(progress.total_bytes);
-            shown.set_position(progress.done_bytes);
-            observe(progress);
-        })
-        .load();
+    let loader = loader.cancel_with(&cancel).on_progress(move |progress| {
+        shown.set_length(progress.total_bytes);
+        shown.set_position(progress.done_bytes);
+        observe(progress);
+    });
+    let loaded = loader.start().and_then(|mut load| {
+        load.by_ref().try_for_each(|tensor| tensor.map(&mut each))?;
+        load.finish()
+    });
     bar.finish_and_clear();
     let written = timeline.map_or(Ok(()), Timeline::write);
     if let (Err(_), Err(unwritten)) = (&loaded, &written) {

@@ -178,7 +178,8 @@ pub(crate) fn map_files(plan: &Plan) -> Result<Mappings, Error> {
                 return Ok(None);
             }
             let what = format!("{}: can't be mapped", file.path().display());
-            let mapping = FileMapping::new(file.buffered(), file.bytes());
+            let mapping =
+                FileMapping::new(file.buffered(), file.bytes(), plan.options.mapped_writes);
             mapping.map(|mapping| Some(Arc::new(mapping))).map_err(Error::memory(what))
         })
         .collect()

@@ -343,7 +343,7 @@ impl<'input> Builder<'input> {
         if planned.is_mapped || planned.mapping_refused.is_some() {
             return Ok(planned.is_mapped);
         }
-        match FileMapping::new(file.buffered(), file.bytes()) {
+        match FileMapping::new(file.buffered(), file.bytes(), self.options.mapped_writes) {
             Ok(_) => planned.is_mapped = true,
             Err(error) if must || self.options.no_fallback => {
                 let what = format!("{}: can't be mapped", file.path().display());
