@@ -1,19 +1,17 @@
 //! Loads into memory that tensors of Python will have.
 
 use crate::errors;
-use crate::memory::{Block, Memory, lay_out};
+use crate::memory::Memory;
 use crate::model::Model;
 use crate::options;
-use forebay::{Cancel, DevicePointer, Error, Loader, Tensor};
-use pyo3::exceptions::PyMemoryError;
+use forebay::{Cancel, Catalog, DevicePointer, Error, GpuLayers, Loader, Tensor, Writes};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::Duration;
 
 /// How often whoever waits looks at signals, and tells how far the load has come.
@@ -35,8 +33,10 @@ pub(crate) struct Load {
 /// In the order in which it must be dropped: the load writes to memory until it has gone.
 struct State {
     load: Option<forebay::Load>,
-    /// The memory of what has not landed yet.
-    memories: HashMap<String, Memory>,
+    /// The tensors that memory is lent for.
+    lent: HashSet<String>,
+    /// Those that others share bytes of the file with.
+    sharing: HashSet<String>,
     shapes: HashMap<String, (forebay::Dtype, Vec<u64>)>,
     /// What owns the memory of devices.
     owners: Vec<Py<PyAny>>,
@@ -55,7 +55,7 @@ impl State {
     fn next(&mut self) -> Landed {
         let Some(load) = &mut self.load else { return ControlFlow::Break(Ok(())) };
         match load.next() {
-            Some(Ok(tensor)) => self.landed(&tensor),
+            Some(Ok(tensor)) => self.landed(tensor),
             Some(Err(error)) => {
                 self.stop();
                 ControlFlow::Break(Err(errors::raise(&error)))
@@ -64,7 +64,7 @@ impl State {
         }
     }
 
-    fn landed(&mut self, tensor: &Tensor) -> Landed {
+    fn landed(&mut self, tensor: Tensor) -> Landed {
         let name = tensor.name().to_owned();
         let expected = self.shapes.remove(&name);
         if expected
@@ -74,8 +74,16 @@ impl State {
             let (path, change) = (PathBuf::from(&name), "another model is there now".to_owned());
             return ControlFlow::Break(Err(errors::raise(&Error::Changed { path, change })));
         }
-        let memory = self.memories.remove(&name);
-        ControlFlow::Continue((name, memory))
+        if self.lent.contains(&name) {
+            return ControlFlow::Continue((name, None));
+        }
+        match Memory::landed(tensor, self.sharing.contains(&name)) {
+            Ok(memory) => ControlFlow::Continue((name, Some(memory))),
+            Err(error) => {
+                self.stop();
+                ControlFlow::Break(Err(errors::raise(&error)))
+            }
+        }
     }
 
     /// The last word: that no file has changed.
@@ -93,12 +101,6 @@ impl State {
     fn stop(&mut self) {
         self.load = None;
         self.shapes.clear();
-        let memories = mem::take(&mut self.memories);
-        if !memories.is_empty() {
-            // To give gigabytes back takes tenths of a second, which nobody need wait for. Where
-            // there is no thread to be had, they are given back here.
-            let _ = thread::Builder::new().spawn(move || drop(memories));
-        }
         let owners = mem::take(&mut self.owners);
         Python::attach(|_| drop(owners));
     }
@@ -112,8 +114,8 @@ impl Drop for State {
 
 #[pymethods]
 impl Load {
-    /// Starts a load of all of `model`: into memory of devices where it is lent for a tensor, else
-    /// into memory of our own. `progress` is called with bytes that have landed and all bytes.
+    /// Starts a load of all of `model`: into memory of devices where it is lent for a tensor; the
+    /// others stay on the CPU. `progress` is called with bytes that have landed and all bytes.
     #[new]
     #[pyo3(signature = (model, lent, progress, **given))]
     fn new(
@@ -123,7 +125,9 @@ impl Load {
         progress: Option<Py<PyAny>>,
         given: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let options = given.map(options::parse).transpose()?.unwrap_or_default();
+        let mut options = given.map(options::parse).transpose()?.unwrap_or_default();
+        options.gpu_layers = GpuLayers::Count(0);
+        options.mapped_writes = Writes::Copied;
         let cancel = Cancel::default();
         let raised = Arc::default();
         let mut loader = Loader::new(model.path())
@@ -131,13 +135,8 @@ impl Load {
             .cancel_with(&cancel)
             .progress_interval(SIGNAL_INTERVAL)
             .on_progress(watch(progress, &cancel, &raised));
-        let memories = memories(model, &lent)?;
-        for (name, memory) in &memories {
-            // SAFETY: it is kept in `State` until the load has handed the tensor out, and what
-            // is left there is dropped after the load.
-            loader = loader.into_host_memory(name, unsafe { memory.lend() });
-        }
         let mut owners = Vec::new();
+        let names = lent.iter().map(|lent| lent.0.clone()).collect();
         for (name, ordinal, address, bytes, owner) in lent {
             // SAFETY: the package lends what it has allocated for this tensor alone, after the
             // device's queues were synchronised; its owner is kept until the load is gone, and
@@ -146,10 +145,11 @@ impl Load {
             loader = loader.into_device_memory(&name, memory);
             owners.push(owner);
         }
+        let sharing = sharing(model.catalog());
         let shapes = model.catalog().tensors().iter();
         let shapes = shapes.map(|it| (it.name.clone(), (it.dtype, it.shape.clone()))).collect();
         let load = py.detach(|| loader.start()).map_err(|error| errors::raise(&error))?;
-        let state = State { load: Some(load), memories, shapes, owners, report: None };
+        let state = State { load: Some(load), lent: names, sharing, shapes, owners, report: None };
         Ok(Self { state: Mutex::new(state), cancel, raised })
     }
 
@@ -188,18 +188,20 @@ impl Load {
     }
 }
 
-/// Memory in one block for all tensors that none is lent for.
-fn memories(model: &Model, lent: &[Lent]) -> PyResult<HashMap<String, Memory>> {
-    let is_lent: std::collections::HashSet<_> = lent.iter().map(|lent| lent.0.as_str()).collect();
-    let tensors = model.catalog().tensors().iter();
-    let own: Vec<_> = tensors.filter(|tensor| !is_lent.contains(&*tensor.name)).collect();
-    let refuse = |bytes: u64| PyMemoryError::new_err(format!("no room for {bytes} bytes"));
-    let all = || own.iter().fold(0_u64, |sum, tensor| sum.saturating_add(tensor.bytes));
-    let (ranges, bytes) =
-        lay_out(own.iter().map(|tensor| tensor.bytes)).ok_or_else(|| refuse(all()))?;
-    let block = Arc::new(Block::new(bytes).map_err(|_| refuse(all()))?);
-    let memory = |range| Memory::new(&block, range);
-    Ok(own.iter().map(|it| it.name.clone()).zip(ranges.into_iter().map(memory)).collect())
+/// The names of tensors that lie on the same bytes as another.
+fn sharing(catalog: &Catalog) -> HashSet<String> {
+    let mut tensors: Vec<_> = catalog.tensors().iter().filter(|tensor| tensor.bytes > 0).collect();
+    tensors.sort_by_key(|tensor| (tensor.file, tensor.offset));
+    let mut sharing = HashSet::new();
+    let mut furthest: Option<&forebay_format::Tensor> = None;
+    for tensor in tensors {
+        let before = furthest.filter(|before| before.file == tensor.file);
+        if let Some(before) = before.filter(|before| before.end() > tensor.offset) {
+            sharing.extend([before.name.clone(), tensor.name.clone()]);
+        }
+        furthest = before.filter(|before| before.end() > tensor.end()).or(Some(tensor));
+    }
+    sharing
 }
 
 /// Looks at signals and tells progress; whatever is raised stops the load.

@@ -1,12 +1,10 @@
 //! Memory that tensors of Python lie in.
 
-use forebay::HostPointer;
+use forebay::{Error, Tensor};
 use forebay_mem::{MemoryError, Region, page_bytes};
 use pyo3::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,9 +12,6 @@ use std::time::{Duration, Instant};
 const LINE_BYTES: usize = 64;
 /// Less than this comes from the heap: a process has only so many mappings.
 const REGION_BYTES_MIN: usize = 128 << 10;
-/// From this on, a tensor begins at a page, so that all of its pages can be given back.
-const PAGED_BYTES_MIN: usize = 1 << 20;
-
 /// From this on, a region first tries what kind of pages it had better have.
 const TRIED_BYTES_MIN: usize = 32 << 20;
 /// How much is populated to try, and how often.
@@ -43,8 +38,7 @@ enum Kind {
 // SAFETY: a block is an address range that it owns until `drop`; it gives out addresses, never a
 // reference that outlives a borrow of the block, and no thread is special to it.
 unsafe impl Send for Block {}
-// SAFETY: `&Block` only tells the address and gives pages back whose users have gone, which the
-// kernel serialises.
+// SAFETY: `&Block` only tells the address.
 unsafe impl Sync for Block {}
 
 impl Block {
@@ -69,32 +63,16 @@ impl Block {
         }
     }
 
-    fn bytes(&self) -> usize {
-        match &self.kind {
-            Kind::Pages(region) => region.bytes(),
-            Kind::Heap(_, layout) => layout.size(),
-        }
-    }
-
     /// All of it, for whoever fills it before anybody else has it.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        let (start, bytes) = (self.start(), self.bytes());
+        let bytes = match &self.kind {
+            Kind::Pages(region) => region.bytes(),
+            Kind::Heap(_, layout) => layout.size(),
+        };
+        let start = self.start();
         // SAFETY: the block owns these bytes, which are zeroed or written, and is borrowed
-        // exclusively: addresses are handed out only once it is in an `Arc`.
+        // exclusively: addresses are handed out only once it is in a `Memory`.
         unsafe { std::slice::from_raw_parts_mut(start, bytes) }
-    }
-
-    /// Gives the whole pages inside `range` back to the system.
-    fn give_back(&self, range: &Range<usize>) {
-        let Kind::Pages(region) = &self.kind else { return };
-        let page = page_bytes();
-        let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
-        if start < end {
-            // SAFETY: the pages lie inside the region, which this block owns, and whoever had
-            // these bytes has gone: nobody reads them again. What else lies on pages of the
-            // range's ends is left alone.
-            unsafe { libc::madvise(region.at(start).cast(), end - start, libc::MADV_DONTNEED) };
-        }
     }
 }
 
@@ -140,50 +118,57 @@ impl Drop for Block {
     }
 }
 
-/// Where tensors of these lengths go in one block: the range of each, and the block's length.
-/// `None` where that overflows.
-pub(crate) fn lay_out(lengths: impl Iterator<Item = u64>) -> Option<(Vec<Range<usize>>, usize)> {
-    let mut end = 0_usize;
-    let ranges = lengths.map(|bytes| {
-        let bytes = usize::try_from(bytes).ok()?;
-        let alignment = if bytes >= PAGED_BYTES_MIN { page_bytes() } else { LINE_BYTES };
-        let start = end.checked_next_multiple_of(alignment)?;
-        end = start.checked_add(bytes)?;
-        Some(start..end)
-    });
-    let ranges = ranges.collect::<Option<Vec<_>>>()?;
-    Some((ranges, end))
-}
-
-/// The bytes of one tensor. They are its user's alone, to read and to write; when it goes, the
-/// pages that only it had go back to the system, whatever else of the block is in use.
+/// The bytes of one tensor. They are its user's alone, to read and to write.
 #[pyclass(frozen, module = "forebay._forebay")]
 pub(crate) struct Memory {
-    block: Arc<Block>,
-    range: Range<usize>,
+    owner: Owner,
+    address: usize,
+    bytes: usize,
+}
+
+/// What keeps the bytes.
+enum Owner {
+    Block {
+        _block: Block,
+    },
+    /// A tensor that a load has put into a mapping, or into memory of its own.
+    Tensor {
+        _tensor: Tensor,
+    },
 }
 
 impl Memory {
-    /// A part of a block, which nobody else is given.
-    pub(crate) fn new(block: &Arc<Block>, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= block.bytes(), "{range:?} of a block");
-        Self { block: Arc::clone(block), range }
-    }
-
     /// All of a block.
     pub(crate) fn whole(block: Block, bytes: usize) -> Self {
-        Self::new(&Arc::new(block), 0..bytes)
+        let address = block.start().expose_provenance();
+        Self { owner: Owner::Block { _block: block }, address, bytes }
     }
 
-    /// Lends it to a load.
+    /// What a load has landed: where it is; or a copy, if it does not lie as its elements must, or
+    /// lies in a mapping where others share its bytes, which would see what is written to it.
     ///
-    /// # Safety
-    /// It is handed to nobody, and neither read nor written, until the load has handed out the
-    /// tensor; and it is dropped after the load.
-    pub(crate) unsafe fn lend(&self) -> HostPointer {
-        let start = self.block.start().wrapping_add(self.range.start);
-        // SAFETY: inside the block, which lives as long as this does; the rest is the caller's.
-        unsafe { HostPointer::new(start, self.range.len() as u64) }
+    /// # Errors
+    /// [`Error::Memory`] where there is no memory for the copy, or it can't be made.
+    pub(crate) fn landed(tensor: Tensor, shares: bool) -> Result<Self, Error> {
+        let dtype = tensor.dtype();
+        // Blocks are bytes to the frameworks.
+        let alignment = if dtype.block_elements() == 1 { dtype.block_bytes() } else { 1 };
+        let bytes = usize::try_from(tensor.bytes()).expect("what has landed fits into memory");
+        let is_own = !(shares && tensor.mapped().is_some());
+        let start = tensor.as_mut_ptr().map(NonNull::as_ptr).filter(|_| is_own);
+        match start.filter(|start| (start.addr() as u64).is_multiple_of(alignment)) {
+            Some(start) => {
+                let address = start.expose_provenance();
+                Ok(Self { owner: Owner::Tensor { _tensor: tensor }, address, bytes })
+            }
+            None => {
+                let what = format!("no room for a copy of tensor '{}'", tensor.name());
+                let block = Block::new(bytes);
+                let mut block = block.map_err(|source| Error::Memory { what, source })?;
+                tensor.read_into(0, &mut block.as_mut_slice()[..bytes])?;
+                Ok(Self::whole(block, bytes))
+            }
+        }
     }
 }
 
@@ -192,21 +177,30 @@ impl Memory {
     /// The address of its first byte, valid as long as this object lives.
     #[getter]
     fn address(&self) -> usize {
-        self.block.start().addr() + self.range.start
+        self.address
     }
 
     /// Its length.
     #[getter]
     fn nbytes(&self) -> usize {
-        self.range.len()
+        self.bytes
     }
 }
 
 impl Drop for Memory {
+    /// Gives back the pages that only it had, whatever else of the load is in use.
     fn drop(&mut self) {
-        // The last one takes the block with it.
-        if Arc::strong_count(&self.block) > 1 {
-            self.block.give_back(&self.range);
+        let Owner::Tensor { .. } = self.owner else { return };
+        let page = page_bytes();
+        let start = self.address.next_multiple_of(page);
+        let end = (self.address + self.bytes) / page * page;
+        if start < end {
+            let first = std::ptr::with_exposed_provenance_mut(start);
+            // SAFETY: the pages lie inside the tensor's memory, which is private to this process and
+            // is there until the fields are dropped; this was its one user, so nobody reads
+            // them again. What else lies on pages of its ends is left alone. Locked pages stay, and
+            // go with the load.
+            unsafe { libc::madvise(first, end - start, libc::MADV_DONTNEED) };
         }
     }
 }

@@ -154,10 +154,12 @@ class Model(Closing):
 
     def plan(self, device: Any = None, **options: Any) -> "dict[str, Any]":
         """What a load would do and why, as ``forebay plan --json`` says it. Reads no tensor."""
-        merged = {"device": "host", **self._options, **options}
+        merged = {**self._options, **options}
         name = self._device if device is None else device_name(device)
         if name.partition(":")[0] == "cuda":
             merged["device"] = name
+        else:
+            merged.update(device="host", gpu_layers=0, place=None)
         report: "dict[str, Any]" = json.loads(self._opened().plan(**merged)[0])
         return report
 

@@ -8,13 +8,15 @@ from ._errors import Error
 from ._frameworks import device_name
 from ._model import Model, StrPath, TensorSlice
 
-# What safetensors calls its ways to read. Both are taken, and mean forebay's own.
-_BACKENDS = ("mmap", "pread")
+# What safetensors calls its ways to read, as options of ours.
+_BACKENDS: "dict[str, dict[str, Any]]" = {"mmap": {}, "pread": {"load_mode": "cpu=dio"}}
 
 
-def check_backend(backend: str) -> None:
+def with_backend(backend: str, options: "dict[str, Any]") -> "dict[str, Any]":
+    """The options of a load, and what a backend of safetensors' says where they are silent."""
     if backend not in _BACKENDS:
         raise Error(f'backend "{backend}" is invalid (expected one of: "mmap", "pread")')
+    return {**_BACKENDS[backend], **options}
 
 
 class safe_open:
@@ -24,7 +26,7 @@ class safe_open:
         filename: The file, or whatever else ``forebay.open`` opens.
         framework: ``"pt"`` or ``"np"``.
         device: Where tensors go: any device of torch, a number for a GPU; ``"cpu"`` for numpy.
-        backend: ``"mmap"`` or ``"pread"``, for safetensors' sake: forebay reads in its own way.
+        backend: As in ``forebay.torch.load_file``, for ``get_tensors``.
         options: Options of loads, as ``forebay.open`` takes them; ``get_tensors`` heeds them.
     """
 
@@ -37,9 +39,8 @@ class safe_open:
         backend: str = "mmap",
         **options: Any,
     ):
-        check_backend(backend)
-        name = device_name(device)
-        self._model = Model(os.fspath(filename), framework, name, **options)
+        given = with_backend(backend, options)
+        self._model = Model(os.fspath(filename), framework, device_name(device), **given)
         # Fails here and now if there is no such framework.
         self._model._framework  # noqa: B018
 

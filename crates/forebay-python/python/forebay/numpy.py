@@ -5,7 +5,7 @@ from typing import Any, Optional
 from . import _forebay
 from ._frameworks import Numpy
 from ._model import Model, StrPath
-from ._safe_open import check_backend, safe_open
+from ._safe_open import safe_open, with_backend
 from ._saving import saver
 from ._stream import Progress
 
@@ -19,12 +19,12 @@ def load_file(
 
     Args:
         filename: A safetensors file, or whatever else ``forebay.open`` opens.
-        backend: ``"mmap"`` or ``"pread"``, for safetensors' sake: forebay reads in its own way.
+        backend: ``"mmap"`` for forebay's own choice, which on the CPU is a mapping; ``"pread"`` for
+            ``load_mode="cpu=dio"``: memory that has nothing to do with the file any more.
         progress: Called with bytes that have landed and all bytes; ``True`` shows a bar.
         options: As ``forebay.open`` takes them.
     """
-    check_backend(backend)
-    with Model(filename, "numpy", **options) as model:
+    with Model(filename, "numpy", **with_backend(backend, options)) as model:
         return model.load(progress=progress)
 
 

@@ -8,7 +8,7 @@ from . import _forebay
 from ._frameworks import Torch, storage
 from ._model import StrPath
 from ._pickles import is_pickle, open_model, refusal
-from ._safe_open import check_backend, safe_open
+from ._safe_open import safe_open, with_backend
 from ._saving import saver
 from ._states import MapLocation, located, read_state, with_twins
 from ._stream import Progress
@@ -38,12 +38,12 @@ def load_file(
     Args:
         filename: A safetensors file, or whatever else ``forebay.open`` opens.
         device: Any device of torch. CUDA's tensors are read straight to it.
-        backend: ``"mmap"`` or ``"pread"``, for safetensors' sake: forebay reads in its own way.
+        backend: ``"mmap"`` for forebay's own choice, which on the CPU is a mapping; ``"pread"`` for
+            ``load_mode="cpu=dio"``: memory that has nothing to do with the file any more.
         progress: Called with bytes that have landed and all bytes; ``True`` shows a bar.
         options: As ``forebay.open`` takes them.
     """
-    check_backend(backend)
-    with open_model(filename, "torch", device, **options) as model:
+    with open_model(filename, "torch", device, **with_backend(backend, options)) as model:
         return model.load(progress=progress)
 
 
@@ -65,13 +65,14 @@ def load(
         map_location: Where tensors go, as ``torch.load`` takes it: a device, or a dict that says
             what ``"cpu"`` becomes, or a function of a storage and ``"cpu"``.
         weights_only: Taken for torch's sake; no program is ever run, whatever it says.
-        mmap: Taken for torch's sake; forebay reads in its own way.
+        mmap: ``False`` is ``backend="pread"`` of ``load_file``.
         dequantize: Whether block types of GGUF become ``float32``.
         progress: Called with bytes that have landed and all bytes; ``True`` shows a bar.
         options: As ``forebay.open`` takes them.
     """
     if isinstance(data, (str, os.PathLike)):
-        return read_state(data, map_location, dequantize, progress, options)
+        reading = with_backend("pread" if mmap is False else "mmap", options)
+        return read_state(data, map_location, dequantize, progress, reading)
     held = bytes(data if isinstance(data, (bytes, bytearray, memoryview)) else data.read())
     if is_pickle(held):
         raise refusal(getattr(data, "name", "these bytes"))
@@ -139,8 +140,8 @@ def load_model(
         The names of the model that were not in the file, and those of the file that the model
         has no use for.
     """
-    check_backend(backend)
-    return load_into(model, read_state(filename, device, True, None, options), strict, assign)
+    state = read_state(filename, device, True, None, with_backend(backend, options))
+    return load_into(model, state, strict, assign)
 
 
 def load_into(
