@@ -305,6 +305,89 @@ fn too_little_address_space_names_what_had_no_room() {
     assert!(load(4096, &staging).is_ok());
 }
 
+/// A filesystem in memory that ends with it.
+struct Full(tempfile::TempDir);
+
+impl Full {
+    fn new(size: &str) -> Self {
+        let folder = tempfile::tempdir_in(std::env::temp_dir()).unwrap();
+        let size = format!("size={size}");
+        let mount = ["-t", "tmpfs", "-o", &size, "forebay-test", text(folder.path())];
+        assert!(Command::new("mount").args(mount).status().unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_one_clear_error_and_nothing_half_written() {
+    if !may_run(&["mount", "umount"]) {
+        return;
+    }
+    let full = Full::new("3m");
+    for name in ["model.gguf", "model.safetensors"] {
+        let out = full.0.path().join(name);
+        let said = failure(&["synth", text(&out), "--size", "8MiB"]);
+        assert!(said.contains(text(&out)) && said.contains("No space left"), "{said}");
+        assert_eq!(fs::read_dir(full.0.path()).unwrap().count(), 0, "{name}");
+    }
+    let small = full.0.path().join("small.gguf");
+    assert!(support::run(&["synth", text(&small), "--size", "1MiB"]).status.success());
+    fs::write(full.0.path().join("rest"), vec![0; 8 << 20]).unwrap_err();
+    for (flag, name) in [("--trace", "trace.json"), ("--manifest", "manifest")] {
+        let out = full.0.path().join(name);
+        let mut arguments = vec!["verify", text(&small), flag, text(&out), "--write"];
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        if flag == "--trace" {
+            arguments.extend(["--manifest", text(elsewhere.path())]);
+        }
+        let said = failure(&arguments);
+        assert!(said.contains(text(&out)) && said.contains("No space left"), "{said}");
+    }
+}
+
+/// What the system's setting for huge pages was, and is again afterwards.
+struct NoHugePages(String);
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+impl NoHugePages {
+    fn new() -> Option<Self> {
+        let before = fs::read_to_string(HUGE_PAGES).ok()?;
+        let before = before.split(['[', ']']).nth(1)?.to_owned();
+        fs::write(HUGE_PAGES, "never").ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for NoHugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(HUGE_PAGES, &self.0);
+    }
+}
+
+#[test]
+fn without_huge_pages_base_pages_serve() {
+    if !may_run(&["setpriv", "prlimit"]) {
+        return;
+    }
+    let Some(_never) = NoHugePages::new() else {
+        return skipped("this kernel has no huge pages to forbid");
+    };
+    let _lock = UringLock::shared();
+    let public = Public::new();
+    for mode in ["auto", "dio", "none", "mmap"] {
+        for flags in [&["-lm", mode][..], &["-lm", mode, "--gpu-layers", "0"]] {
+            public.load(&[], flags).unwrap();
+        }
+    }
+}
+
 /// Threads that a load can't do without are an error; of those it can, it takes what there are.
 #[test]
 fn too_few_threads_are_one_clear_error_or_enough() {

@@ -113,6 +113,62 @@ fn a_signal_cancels_the_load_in_every_mode() {
     }
 }
 
+/// Nobody cleans up after it: there must be nothing to clean up, neither files nor what the next
+/// load would trip over.
+#[test]
+fn a_load_that_is_killed_leaves_nothing_behind() {
+    let folder = support::scratch();
+    let model = sparse_model(folder.path());
+    let files = |folder: &Path| {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    let temporary = std::env::temp_dir();
+    let ours = |path: &PathBuf| path.to_string_lossy().contains("forebay");
+    let shared = |folder: &Path| files(folder).into_iter().filter(ours).collect::<Vec<_>>();
+    let before = (files(folder.path()), shared(&temporary), shared(Path::new("/dev/shm")));
+    for (number, mode) in ["auto", "dio", "none", "mmap"].into_iter().cycle().take(12).enumerate() {
+        let mut load = start(&model, &["-lm", mode]);
+        load.wait_until_it_reads();
+        std::thread::sleep(Duration::from_millis(7 * number as u64));
+        kill(load.pid(), Signal::SIGKILL).unwrap();
+        let (status, printed, _) = load.end();
+        assert_eq!((status, &*printed), (None, ""), "{mode}");
+    }
+    let after = (files(folder.path()), shared(&temporary), shared(Path::new("/dev/shm")));
+    assert_eq!(after, before);
+}
+
+/// Two at once share the file and the page cache, and nothing else.
+#[test]
+fn loads_of_the_same_file_at_once_are_all_right() {
+    let folder = support::scratch();
+    let path = folder.path().join("model.gguf");
+    assert!(support::run(&["synth", text(&path), "--size", "24MiB"]).status.success());
+    let digests = |flags: &[&str]| {
+        let mut command = command();
+        command.args(["load", text(&path), "--json", "--digest"]).args(flags);
+        command.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let ways: [&[&str]; 6] = [
+        &["-lm", "dio", "--device", "host"],
+        &["-lm", "auto", "--device", "host"],
+        &["-lm", "mlock", "--gpu-layers", "0"],
+        &["-lm", "none", "--gpu-layers", "0"],
+        &["-lm", "mmap", "--device", "host"],
+        &["-lm", "dio", "--engine", "threads", "--gpu-layers", "0"],
+    ];
+    let loads: Vec<_> = ways.iter().map(|flags| digests(flags)).collect();
+    let reports = loads.into_iter().map(|load| {
+        let output = load.wait_with_output().unwrap();
+        assert!(output.status.success());
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["digests"].take()
+    });
+    let reports: Vec<_> = reports.collect();
+    assert!(reports[0].as_object().unwrap().len() > 10);
+    assert!(reports.iter().all(|digests| *digests == reports[0]));
+}
+
 /// A person who presses it twice does not wait for the second to be noticed.
 #[test]
 fn a_second_signal_ends_it_too() {
