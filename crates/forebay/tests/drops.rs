@@ -1,5 +1,5 @@
-//! Streams, futures and runtimes dropped at random moments: nothing of the load is left in flight,
-//! nothing leaks, and no byte is wrong afterwards.
+//! Loads, streams, futures and runtimes, cancelled or dropped at random moments, or whole: nothing of
+//! the load is left in flight, nothing leaks, and no byte is wrong afterwards.
 //!
 //! `FOREBAY_DROPS=10000` is how often of each kind; a hundred if it is not given.
 #![allow(
@@ -9,7 +9,7 @@
 
 mod support;
 
-use forebay::{EngineChoice, HostPointer, LoadStream, Loader, Tensor};
+use forebay::{Cancel, EngineChoice, Error, HostPointer, LoadStream, Loader, Tensor};
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use std::collections::VecDeque;
@@ -151,19 +151,74 @@ fn again_and_again(mut round: impl FnMut(&mut After<'_>, u64)) {
     let mut after = After::new(&model);
     // What the first ones make stays.
     (0..20).for_each(|number| round(&mut after, number));
+    // Mapped ones hold their file.
+    after.tensors.clear();
     let before = Held::now();
     let rounds = rounds();
     for number in 0..rounds {
         round(&mut after, number);
     }
     assert!(is_without_load_threads());
+    after.tensors.clear();
     Held::now().assert_no_more_than(&before);
+    eprintln!("{} loads, {} of them whole", after.loads, after.whole);
     assert!(after.whole < after.loads, "every load was whole before it was dropped");
 }
 
 fn tokio() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(1).enable_time().build().unwrap()
+}
+
+/// One load after the other, in every mode, none of them ended early but every eighth.
+#[test]
+fn whole_loads() {
+    let modes = ["auto", "dio", "none", "mmap", "mlock"];
+    again_and_again(|after, number| {
+        let mut memory = after.memory();
+        let engine = [EngineChoice::Auto, EngineChoice::Threads][usize::from(number % 3 == 0)];
+        let spec = modes[after.random.usize(0..modes.len())].parse().unwrap();
+        let mut load = after.loader(&mut memory, engine).load_mode(spec).start().unwrap();
+        let most = if number % 8 == 7 { 3 } else { usize::MAX };
+        for tensor in load.by_ref().take(most) {
+            after.keep(tensor.unwrap());
+        }
+        if most == usize::MAX {
+            load.finish().unwrap();
+            after.whole += 1;
+        } else {
+            drop(load);
+        }
+        after.dropped(memory);
+    });
+}
+
+/// From another thread, as a person does who changes his mind.
+#[test]
+fn cancels() {
+    again_and_again(|after, number| {
+        let mut memory = after.memory();
+        let engine = [EngineChoice::Auto, EngineChoice::Threads][usize::from(number % 3 == 0)];
+        let cancel = Cancel::default();
+        let patience = after.patience();
+        let loader = after.loader(&mut memory, engine).cancel_with(&cancel);
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(patience);
+                cancel.cancel();
+            });
+            let mut load = loader.start()?;
+            for tensor in &mut load {
+                after.keep(tensor?);
+            }
+            load.finish().map(drop)
+        });
+        match outcome {
+            Ok(()) => after.whole += 1,
+            Err(error) => assert!(matches!(error, Error::Cancelled), "{error}"),
+        }
+        after.dropped(memory);
+    });
 }
 
 #[test]
