@@ -36,6 +36,7 @@ macro_rules! every_case {
             ends: eio, file_cut_short, cancelled_before_the_start, cancelled_at_random_moments,
                 nothing_is_written_after_the_end,
                 receiver_gone, put_off_without_end;
+            lab: anything;
         }
     };
     ($($group:ident: $($case:ident),*;)*) => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod ends;
 pub(crate) mod faults;
+pub(crate) mod lab;
 pub(crate) mod sizes;
 
 use forebay_cuda_emulator::Emulator;
