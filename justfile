@@ -13,7 +13,7 @@ check:
     cargo clippy --workspace --all-targets -- -D warnings
     cargo test --workspace
 
-# The suites that need root: filesystems, limits, strace
+# The suites that need root: filesystems (one that lies too), limits, strace
 root:
     FOREBAY_ROOT_TESTS=1 cargo test -p forebay-cli -p forebay-tests --test 'root_*' --test io_uring_disabled -- --test-threads=1 --nocapture
 

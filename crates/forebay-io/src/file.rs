@@ -5,7 +5,7 @@ use crate::probe::{DirectAlignment, Readahead, direct_alignment};
 use forebay_mem::{FileMapping, Writes};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
-use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::geteuid;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -76,6 +76,7 @@ pub struct ModelFile {
     buffered: File,
     direct: Result<(File, DirectAlignment), Errno>,
     readahead: Readahead,
+    is_fuse: bool,
     /// On overlay filesystems, whose files `cachestat` knows nothing of: a mapping, which leads to
     /// the layer below, and so does `mincore`. `None` where the answer could not be believed.
     layered: Option<OnceLock<Option<FileMapping>>>,
@@ -118,8 +119,10 @@ impl ModelFile {
             other => other,
         };
         let readahead = Readahead::of(device);
-        let layered = is_overlay(&buffered).then(OnceLock::new);
-        Ok(Self { path: path.to_owned(), identity, buffered, direct, readahead, layered })
+        let layered = is_on(&buffered, OVERLAYFS_SUPER_MAGIC).then(OnceLock::new);
+        let is_fuse = is_on(&buffered, FUSE_SUPER_MAGIC);
+        let path = path.to_owned();
+        Ok(Self { path, identity, buffered, direct, readahead, is_fuse, layered })
     }
 
     /// The path it was opened by.
@@ -159,6 +162,14 @@ impl ModelFile {
     #[must_use]
     pub fn readahead(&self) -> Readahead {
         self.readahead
+    }
+
+    /// Whether io_uring reads it right. Of FUSE it does not, where a file is read past the page cache
+    /// and an answer comes short: the kernel asks for the rest itself, at the offset of the begin,
+    /// and tells both as one read (seen on Linux 6.18).
+    #[must_use]
+    pub fn is_for_rings(&self) -> bool {
+        !self.is_fuse
     }
 
     /// How many bytes of `range` are in the page cache, in whole pages.
@@ -229,8 +240,8 @@ impl ModelFile {
     }
 }
 
-fn is_overlay(file: &File) -> bool {
-    fstatfs(file).is_ok_and(|answer| answer.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+fn is_on(file: &File, filesystem: FsType) -> bool {
+    fstatfs(file).is_ok_and(|answer| answer.filesystem_type() == filesystem)
 }
 
 fn is_owner(file: &File) -> bool {

@@ -11,9 +11,7 @@ use crate::cancel::{CANCEL_POLL, Cancel};
 use crate::failure::{FailureKind, ReadFailure};
 use crate::fault::Fault;
 use crate::file::ModelFile;
-#[cfg(not(feature = "tokio-uring"))]
-use crate::ladder::StepAt;
-use crate::ladder::{Access, Performer};
+use crate::ladder::{Access, Performer, StepAt};
 use crate::schedule::{Completion, Op, ReadSpec, Schedule};
 use crate::trace::ReadTrace;
 use crossbeam_channel::Sender;
@@ -108,6 +106,7 @@ impl ReadJob {
         let started = Instant::now();
         let mut carried = Vec::new();
         self.refuse_unopened();
+        self.refuse_ring();
         if !self.is_over() {
             carried = match self.schedule.performer() {
                 Performer::Uring => uring::run(&mut self, &mut stats),
@@ -131,6 +130,7 @@ impl ReadJob {
         let started = Instant::now();
         let mut carried = Vec::new();
         self.refuse_unopened();
+        self.refuse_ring();
         if !self.is_over() && self.schedule.performer() == Performer::TokioUring {
             carried = tokio_uring::run(&mut self, &mut stats).await;
         }
@@ -184,6 +184,16 @@ impl ReadJob {
                 let reason = "the file can't be opened for direct reads";
                 self.schedule.refuse_at_open(file, Access::Direct, errno, reason);
             }
+        }
+    }
+
+    /// Leaves the ring for files that it would read wrong.
+    fn refuse_ring(&mut self) {
+        let is_wrong = |file: &ModelFile| !file.is_for_rings();
+        let is_planned = self.schedule.performer().is_ring() && !self.is_over();
+        if is_planned && self.files.iter().any(is_wrong) {
+            let reason = "io_uring misplaces what FUSE answers short";
+            self.schedule.leave_performer(Errno::EOPNOTSUPP, StepAt::Setup, None, reason);
         }
     }
 

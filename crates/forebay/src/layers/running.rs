@@ -4,9 +4,7 @@ use super::setting::{Ground, HostDevice};
 use super::supply::{Command, Counters, Failure, Reports, State, Supply, SupplyOutcome, TagLabels};
 use crate::error::{Error, ReadContext};
 use crate::numa;
-use crate::pipeline::{
-    Contexts, StagingMemory, buffered_by_workers, check_identities, fed_schedule,
-};
+use crate::pipeline::{Contexts, StagingMemory, buffered_by_workers, check_changes, fed_schedule};
 use crate::plan::{ArenaKind, Plan};
 use crossbeam_channel::{Sender, bounded, unbounded};
 use forebay_device::cuda::{self, Context, CudaArena, HostRegistration};
@@ -259,7 +257,7 @@ impl Running {
             FailureKind::EndOfFile => {}
             _ => {
                 // A file that was cut short explains a refused read better than the refusal does.
-                if let Err(changed) = check_identities(&self.plan) {
+                if let Err(changed) = check_changes(&self.plan) {
                     return Some(changed);
                 }
             }

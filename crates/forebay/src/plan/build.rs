@@ -426,6 +426,10 @@ impl<'input> Builder<'input> {
                 why.push("copies out of a mapping are made by threads".to_owned());
                 Performer::Threads
             }
+            EngineChoice::Auto if !self.plan.model.files().iter().all(ModelFile::is_for_rings) => {
+                why.push("files on FUSE are read by threads".to_owned());
+                Performer::Threads
+            }
             EngineChoice::Auto | EngineChoice::Uring => Performer::Uring,
             EngineChoice::TokioUring => Performer::TokioUring,
         };
@@ -453,7 +457,10 @@ impl Plan {
     /// Finds out whether the ring that is planned can be had. The plan still begins with it: that
     /// it can't is for the load to find out again and to report.
     pub(crate) fn probe_performer(&mut self) {
-        if self.performer.is_ring()
+        if self.performer.is_ring() && !self.model.files().iter().all(ModelFile::is_for_rings) {
+            self.why.push("io_uring is not used for files on FUSE: threads will read".to_owned());
+            self.expect_performer(Performer::Threads);
+        } else if self.performer.is_ring()
             && let Err(errno) = uring_support()
         {
             self.why.push(format!("io_uring is refused here ({errno}): threads will read"));
