@@ -29,6 +29,10 @@ fio model:
 micro:
     cargo bench -p forebay-benches
 
+# libFuzzer: so many seconds a target (fuzz 20 gguf ptd: these two)
+fuzz seconds *targets:
+    tests/fuzz/run {{seconds}} {{targets}}
+
 # The API's documentation
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps

@@ -1,5 +1,6 @@
 //! How the command says that the work failed: one line, its causes, a remedy.
 
+use crate::output::shown;
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -23,7 +24,7 @@ impl Failure {
     /// In one line, where it is not the verdict.
     pub(crate) fn as_notice(&self) -> String {
         let causes = self.causes.iter().map(|cause| format!(": {cause}")).collect::<String>();
-        format!("notice: {}{causes}", self.message).replace('\n', " ")
+        one_line(&format!("notice: {}{causes}", self.message))
     }
 
     pub(crate) fn cancelled() -> Self {
@@ -46,14 +47,19 @@ fn chain(mut cause: Option<&dyn StdError>) -> Vec<String> {
     causes
 }
 
+/// Names of tensors and files are a stranger's, and may be made to look like lines of their own.
+fn one_line(text: &str) -> String {
+    shown(&text.replace('\n', " "))
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "error: {}", self.message.replace('\n', " "))?;
+        writeln!(f, "error: {}", one_line(&self.message))?;
         for cause in &self.causes {
-            writeln!(f, "  because: {cause}")?;
+            writeln!(f, "  because: {}", one_line(cause))?;
         }
         if let Some(remedy) = &self.remedy {
-            writeln!(f, "  remedy: {remedy}")?;
+            writeln!(f, "  remedy: {}", one_line(remedy))?;
         }
         Ok(())
     }

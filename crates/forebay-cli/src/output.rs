@@ -9,12 +9,12 @@ use std::io::{ErrorKind, Write};
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::caused("can't write the report", &error))?;
-    line(&text)
+    bytes(format!("{text}\n").as_bytes())
 }
 
-/// Prints a line on standard output.
+/// Prints a line on standard output, whatever names are in it.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
-    bytes(format!("{text}\n").as_bytes())
+    bytes(format!("{}\n", shown(text)).as_bytes())
 }
 
 /// Writes to standard output. That nobody reads any more is no failure of the work.
@@ -33,9 +33,13 @@ pub(crate) fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// A name from a file, safe for a terminal.
-pub(crate) fn shown(name: &str) -> String {
-    if name.chars().any(char::is_control) { name.escape_debug().to_string() } else { name.into() }
+/// A text with names from a file in it, on one line and safe for a terminal.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() { shown.extend(letter.escape_debug()) } else { shown.push(letter) }
+    }
+    shown
 }
 
 /// Prints rows as columns, the first of them as a head; numbers are right-aligned.

@@ -214,3 +214,29 @@ fn names_in_a_model_can_not_speak_to_the_terminal() {
     let manifest = folder.path().join("manifest");
     support::failure(&["verify", text(&path), "--write", "--manifest", text(&manifest)]);
 }
+
+#[test]
+fn nor_can_the_names_of_shards_in_an_index() {
+    let folder = scratch();
+    let index = folder.path().join("model.safetensors.index.json");
+    let index_of = |shard: &str| {
+        let json = serde_json::json!({"weight_map": {"a": shard}});
+        std::fs::write(&index, json.to_string()).unwrap();
+    };
+    index_of("evil\u{1b}[31m\nerror - nothing is wrong\r.safetensors");
+    let errors = support::failure(&["inspect", text(&index)]);
+    assert!(errors.contains(r"evil\u{1b}[31m error - nothing is wrong\r.safetensors: is missing"));
+    let is_line = |line: &str| !line.contains(|letter: char| letter.is_control());
+    assert!(errors.lines().all(is_line) && errors.lines().count() == 2, "{errors:?}");
+
+    let shard = "there\u{1b}[31m\n.safetensors";
+    index_of(shard);
+    let header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[7]].concat();
+    std::fs::write(folder.path().join(shard), bytes).unwrap();
+    for command in ["inspect", "plan", "load"] {
+        let output = support::run(&[command, text(&index)]);
+        assert!(output.status.success(), "{command}");
+        assert!(!output.stdout.contains(&0x1b), "{command}");
+    }
+}

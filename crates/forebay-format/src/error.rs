@@ -179,3 +179,18 @@ pub(crate) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
     };
     shown.join(", ") + &rest
 }
+
+/// A shape from a file, of which more than a few dimensions are only counted.
+pub(crate) struct Dimensions<'a>(pub(crate) &'a [u64]);
+
+impl fmt::Display for Dimensions<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN_MAX: usize = 16;
+        match self.0.split_at_checked(SHOWN_MAX) {
+            Some((shown, rest)) if !rest.is_empty() => {
+                write!(formatter, "{shown:?} and {} more dimensions", rest.len())
+            }
+            _ => write!(formatter, "{:?}", self.0),
+        }
+    }
+}

@@ -71,7 +71,7 @@ pub(crate) fn refused(json: &[u8], json_at: u64, error: &serde_json::Error) -> F
     let text = error.to_string();
     // serde_json ends its messages with line and column; here the offset says it better.
     let cause = text.rsplit_once(" at line ").map_or(text.as_str(), |(cause, _)| cause);
-    let refused = FormatError::malformed(cause);
+    let refused = FormatError::malformed(shortened(cause));
     if error.line() == 0 {
         return refused;
     }
@@ -81,4 +81,20 @@ pub(crate) fn refused(json: &[u8], json_at: u64, error: &serde_json::Error) -> F
         .map(<[u8]>::len)
         .sum::<usize>();
     refused.at(json_at + (line_start + error.column().saturating_sub(1)) as u64)
+}
+
+/// A message of serde's without the middle of it, where it quotes a long text from the file: what was
+/// found stands at its start, what was expected at its end.
+fn shortened(cause: &str) -> Cow<'_, str> {
+    const START_CHARS_MAX: usize = 160;
+    const END_CHARS_MAX: usize = 80;
+    let at = |(at, _): (usize, char)| at;
+    let start = cause.char_indices().nth(START_CHARS_MAX).map(at);
+    let end = cause.char_indices().rev().nth(END_CHARS_MAX - 1).map(at);
+    match (start, end) {
+        (Some(start), Some(end)) if start < end => {
+            Cow::Owned(format!("{}…{}", &cause[..start], &cause[end..]))
+        }
+        _ => Cow::Borrowed(cause),
+    }
 }

@@ -108,6 +108,35 @@ fn data_that_does_not_fit() {
     }
 }
 
+/// Whatever an error quotes, it stays one line that people can read.
+#[test]
+fn what_a_stranger_wrote_at_length_is_shortened() {
+    let long = "\u{1b}long ".repeat(10_000);
+    let long = long.escape_debug().to_string().replace("\\u{1b}", "\\u001b");
+    let ones = vec!["1"; 10_000].join(",");
+    for (entry, expected) in [
+        (format!(r#""a":"{long}""#), "long \", expected struct Entry"),
+        (format!(r#""a":{{"shape":"{long}"}}"#), "long \", expected a sequence"),
+        (entry("a", &long, "[]", 0, 8), "…' is not one of safetensors'"),
+        (entry("a", "F32", &format!("[{ones}]"), 0, 8), "1] and 9984 more dimensions of F32"),
+        (entry("a", "F4", &format!("[{ones}]"), 0, 8), "1] and 9984 more dimensions of F4"),
+        (
+            entry("a", "U8", &format!("[4294967296,4294967296,{ones}]"), 0, 8),
+            "1] and 9986 more dimensions overflows",
+        ),
+    ] {
+        let error = refused(&safetensors_file(format!("{{{entry}}}"), 8), expected);
+        assert_eq!(error.tensor(), Some("a"));
+    }
+    let index = format!(r#"{{"weight_map":"{long}"}}"#);
+    let error = safetensors::parse_index(index.as_bytes()).expect_err("no map");
+    assert!(error.to_string().contains("long \", expected an object"), "{error}");
+    assert_readable(&error);
+    assert!(index_of(&[("a", &"x".repeat(255))]).is_ok());
+    let error = index_of(&[("a", &"x".repeat(256))]).expect_err("no file has such a name");
+    assert!(error.to_string().contains("takes 256 bytes, more than the 255"), "{error}");
+}
+
 /// A shard with one F32 per name.
 fn shard(file: &str, names: &[&str]) -> (String, u64, safetensors::SafetensorsFile) {
     let entries: Vec<String> = (0_u64..)

@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
     }
     if arguments.metadata {
         for (key, value) in metadata() {
-            output::line(&output::shown(&format!("{key} = {}", shorten(value))))?;
+            output::line(&format!("{key} = {}", shorten(value)))?;
         }
     }
     let mut rows =
@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
             format!("{:?}", tensor.shape),
             tensor.bytes.to_string(),
             tensor.offset.to_string(),
-            tensor.file,
+            output::shown(&tensor.file),
         ]
     }));
     output::table(&rows)

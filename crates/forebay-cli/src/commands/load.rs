@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &LoadArguments) -> Result<(), Failure> {
     }
     output::report(&report)?;
     for (name, digest) in &report.digests {
-        output::line(&format!("{digest}  {}", output::shown(name)))?;
+        output::line(&format!("{digest}  {name}"))?;
     }
     Ok(())
 }

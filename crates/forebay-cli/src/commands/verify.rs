@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
             ("not in the manifest", &verified.extra),
         ] {
             for name in names {
-                output::line(&format!("{what}: {}", output::shown(name)))?;
+                output::line(&format!("{what}: {name}"))?;
             }
         }
         output::line(&format!("{} of {} tensors equal", verified.equal, verified.tensors))?;

@@ -4,6 +4,9 @@ use crate::error::{FormatError, Quoted};
 use crate::json::{self, Name, Object};
 use std::collections::HashMap;
 
+/// Longest name of a shard: that of a file (`NAME_MAX`).
+const FILE_NAME_BYTES_MAX: usize = 255;
+
 /// A parsed index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
@@ -58,7 +61,7 @@ struct Raw<'a> {
 /// # Errors
 ///
 /// When it is not the JSON of an index, when a tensor is there twice, or when a shard's name is
-/// absolute or leads out of the index's folder.
+/// absolute, leads out of the index's folder or is longer than that of any file.
 pub fn parse_index(json: &[u8]) -> Result<Index, FormatError> {
     let raw: Raw<'_> =
         serde_json::from_slice(json).map_err(|error| json::refused(json, 0, &error))?;
@@ -66,16 +69,22 @@ pub fn parse_index(json: &[u8]) -> Result<Index, FormatError> {
     let mut files: Vec<String> = entries.iter().map(|(_, file)| file.0.to_string()).collect();
     files.sort_unstable();
     files.dedup();
-    if let Some(file) = files.iter().find(|file| !stays_inside(file)) {
+    if let Some(file) = files.iter().find(|file| !may_be_shard(file)) {
         let (tensor, _) = entries
             .iter()
             .find(|(_, name)| name.0 == *file)
             .expect("every file name came from an entry");
-        return Err(FormatError::malformed(format!(
-            "the index puts it in {}, which is not a plain path inside the index's folder",
-            Quoted(file)
-        ))
-        .in_tensor(&*tensor.0));
+        let cause = match file.len() {
+            bytes if bytes > FILE_NAME_BYTES_MAX => format!(
+                "the index puts it in a file whose name takes {bytes} bytes, more than the \
+                 {FILE_NAME_BYTES_MAX} that are allowed"
+            ),
+            _ => format!(
+                "the index puts it in {}, which is not a plain path inside the index's folder",
+                Quoted(file)
+            ),
+        };
+        return Err(FormatError::malformed(cause).in_tensor(&*tensor.0));
     }
     let places: HashMap<&str, usize> =
         files.iter().enumerate().map(|(place, file)| (file.as_str(), place)).collect();
@@ -85,9 +94,10 @@ pub fn parse_index(json: &[u8]) -> Result<Index, FormatError> {
     Ok(Index { files, tensors, by_name })
 }
 
-/// An index comes from a stranger: it must not name files outside its own folder. Backslashes and
-/// drive letters count too, so that one index is good or bad everywhere.
-fn stays_inside(file: &str) -> bool {
+/// An index comes from a stranger: it must not name files outside its own folder, nor write a novel
+/// into an error. Backslashes and drive letters count too, so that one index is good or bad everywhere.
+fn may_be_shard(file: &str) -> bool {
     let plain = |part: &str| !matches!(part, "" | "." | "..");
-    file.split(['/', '\\']).all(plain) && !file.contains(['\0', ':'])
+    let stays_inside = file.split(['/', '\\']).all(plain) && !file.contains(['\0', ':']);
+    stays_inside && file.len() <= FILE_NAME_BYTES_MAX
 }

@@ -19,7 +19,7 @@ pub use index::{Index, parse_index};
 pub use shards::catalog;
 
 use crate::catalog::elements;
-use crate::error::{FormatError, Quoted};
+use crate::error::{Dimensions, FormatError, Quoted};
 use crate::{Dtype, Metadata, Parse, Tensor, Value};
 use header::Entry;
 
@@ -184,18 +184,18 @@ fn typed(entry: &Entry<'_>) -> Result<Dtype, FormatError> {
         FormatError::unsupported(format!("dtype {} is not one of safetensors'", Quoted(name)))
             .with_remedy("the file is damaged, or newer than this version of forebay")
     })?;
-    let shape = &entry.shape;
-    let elements = elements(shape).ok_or_else(|| {
-        FormatError::malformed(format!("the size of its shape {shape:?} overflows"))
+    let shape = Dimensions(&entry.shape);
+    let elements = elements(&entry.shape).ok_or_else(|| {
+        FormatError::malformed(format!("the size of its shape {shape} overflows"))
     })?;
     let claimed = entry.data_offsets.1 - entry.data_offsets.0;
     match dtype.bytes_for(elements) {
         Some(bytes) if bytes == claimed => Ok(dtype),
         Some(bytes) => Err(FormatError::malformed(format!(
-            "shape {shape:?} of {dtype} takes {bytes} bytes but its data_offsets are {claimed} apart"
+            "shape {shape} of {dtype} takes {bytes} bytes but its data_offsets are {claimed} apart"
         ))),
         None => Err(FormatError::malformed(format!(
-            "shape {shape:?} of {dtype} does not fill whole bytes, or overflows"
+            "shape {shape} of {dtype} does not fill whole bytes, or overflows"
         ))),
     }
 }

@@ -30,6 +30,15 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Of files of so many bytes and such an alignment each, and reads that are fitted to them.
+    pub(crate) fn of(files: &[(usize, u64)], reads: &[RawRead], slots: usize) -> Self {
+        let files: Vec<_> = (files.iter().enumerate())
+            .map(|(index, &(bytes, alignment))| SimulatedFile::new(index, bytes, alignment))
+            .collect();
+        let reads = reads.iter().map(|raw| fit(&files, *raw)).collect();
+        Self { files, reads, slots }
+    }
+
     pub(crate) fn slot_bytes(&self) -> usize {
         self.reads.iter().map(|read| read.bytes as usize).max().unwrap_or(0)
     }
@@ -37,7 +46,7 @@ impl Plan {
 
 /// A read before it is fitted to a file: the file by a number to be reduced, the range in
 /// 65536ths of the file, the access, and whether only a part of it is needed.
-type RawRead = (usize, u16, u16, Access, bool);
+pub(crate) type RawRead = (usize, u16, u16, Access, bool);
 
 /// Plans over up to three files, of up to eleven reads, with up to five slots.
 pub(crate) fn plans() -> impl Strategy<Value = Plan> {
@@ -52,13 +61,7 @@ pub(crate) fn plans() -> impl Strategy<Value = Plan> {
     let read = (any::<usize>(), any::<u16>(), any::<u16>(), access, any::<bool>());
     let files = prop::collection::vec(file, 1..4);
     let reads = prop::collection::vec(read, 0..12);
-    (files, reads, 1_usize..6).prop_map(|(files, reads, slots)| {
-        let files: Vec<_> = (files.into_iter().enumerate())
-            .map(|(index, (bytes, alignment))| SimulatedFile::new(index, bytes, alignment))
-            .collect();
-        let reads = reads.into_iter().map(|raw| fit(&files, raw)).collect();
-        Plan { files, reads, slots }
-    })
+    (files, reads, 1_usize..6).prop_map(|(files, reads, slots)| Plan::of(&files, &reads, slots))
 }
 
 /// Makes a read that a planner could have made: inside its file, and if it is direct then rounded
