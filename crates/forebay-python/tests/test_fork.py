@@ -11,8 +11,8 @@ import forebay
 PATH = FIXTURES / "safetensors/official.safetensors"
 
 
-def in_child(work):
-    """Runs it in a forked process, and answers whether it ended well."""
+def in_child(work, meanwhile=lambda: None):
+    """Runs it in a forked process, and answers whether it ended well. ``meanwhile`` runs here."""
     child = os.fork()
     if child == 0:
         try:
@@ -21,6 +21,7 @@ def in_child(work):
         except BaseException:  # noqa: BLE001
             traceback.print_exc()
         os._exit(1)
+    meanwhile()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -54,15 +55,9 @@ def test_a_child_outlives_tensors_that_its_parent_dropped(framework):
         assert os.read(ready, 1) == b""
         assert {name: raw(tensor) for name, tensor in loaded.items()} == expected
 
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-        os._exit(1)
-    loaded.clear()
-    os.close(go)
+    def drop():
+        loaded.clear()
+        os.close(go)
+
+    assert in_child(work, drop)
     os.close(ready)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,9 +1,9 @@
 """``safe_open`` as safetensors has it."""
 
 import os
-from types import TracebackType
 from typing import Any, Optional
 
+from ._closing import Closing
 from ._errors import Error
 from ._frameworks import device_name
 from ._model import Model, StrPath, TensorSlice
@@ -19,7 +19,7 @@ def with_backend(backend: str, options: "dict[str, Any]") -> "dict[str, Any]":
     return {**_BACKENDS[backend], **options}
 
 
-class safe_open:
+class safe_open(Closing):
     """Opens a safetensors file, and reads tensors and parts of them as they are asked for.
 
     Args:
@@ -44,15 +44,8 @@ class safe_open:
         # Fails here and now if there is no such framework.
         self._model._framework  # noqa: B018
 
-    def __enter__(self) -> "safe_open":
-        return self
-
-    def __exit__(
-        self,
-        kind: "Optional[type[BaseException]]",
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def close(self) -> None:
+        """Closes the file. Tensors that were read stay."""
         self._model.close()
 
     def keys(self) -> "list[str]":
