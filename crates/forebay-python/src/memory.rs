@@ -5,25 +5,11 @@ use forebay_mem::{MemoryError, Region, page_bytes};
 use pyo3::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 /// What every tensor is aligned to: a line of the processor's cache.
 const LINE_BYTES: usize = 64;
 /// Less than this comes from the heap: a process has only so many mappings.
 const REGION_BYTES_MIN: usize = 128 << 10;
-/// From this on, a region first tries what kind of pages it had better have.
-const TRIED_BYTES_MIN: usize = 32 << 20;
-/// How much is populated to try, and how often.
-const TRY_BYTES: usize = 4 << 20;
-const TRIES: usize = 3;
-/// Huge pages that take longer for as much are slow: under 2 GiB/s.
-const SLOW_TRY: Duration = Duration::from_millis(2);
-
-/// Whether huge pages were slow at the last try: the machine's doing, not a region's. On a virtual
-/// machine that reports its free memory to its host, huge pages are what it has to get back from
-/// there, while base pages come from what it kept; everywhere else they are the cheapest.
-static HUGE_PAGES_ARE_SLOW: AtomicBool = AtomicBool::new(false);
 
 /// Memory that nobody else has, zeroed.
 pub(crate) struct Block {
@@ -44,9 +30,7 @@ unsafe impl Sync for Block {}
 impl Block {
     pub(crate) fn new(bytes: usize) -> Result<Self, MemoryError> {
         if bytes >= REGION_BYTES_MIN {
-            let region = Region::new(bytes)?;
-            choose_pages(&region);
-            return Ok(Self { kind: Kind::Pages(region) });
+            return Ok(Self { kind: Kind::Pages(Region::new(bytes)?) });
         }
         let layout = Layout::from_size_align(bytes.max(1), LINE_BYTES)
             .expect("less than REGION_BYTES_MIN, and a power of two");
@@ -63,39 +47,39 @@ impl Block {
         }
     }
 
-    /// All of it, for whoever fills it before anybody else has it.
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        let bytes = match &self.kind {
-            Kind::Pages(region) => region.bytes(),
-            Kind::Heap(_, layout) => layout.size(),
+    /// The first `bytes` of it, for whoever fills it before anybody else has it, and its pages.
+    ///
+    /// # Panics
+    /// If it has less.
+    pub(crate) fn filling(&mut self, bytes: usize) -> (&mut [u8], Pages<'_>) {
+        let (region, has_bytes) = match &self.kind {
+            Kind::Pages(region) => (Some(region), region.bytes()),
+            Kind::Heap(_, layout) => (None, layout.size()),
         };
-        let start = self.start();
+        assert!(bytes <= has_bytes, "{bytes} bytes of a block of {has_bytes}");
         // SAFETY: the block owns these bytes, which are zeroed or written, and is borrowed
-        // exclusively: addresses are handed out only once it is in a `Memory`.
-        unsafe { std::slice::from_raw_parts_mut(start, bytes) }
+        // exclusively: addresses are handed out only once it is in a `Memory`. A region gives out
+        // no reference to them.
+        let target = unsafe { std::slice::from_raw_parts_mut(self.start(), bytes) };
+        (target, Pages(region))
     }
 }
 
-/// Leaves a region the huge pages that it is advised to have, unless they are slow.
-fn choose_pages(region: &Region) {
-    if region.bytes() >= TRIED_BYTES_MIN {
-        let slow = (0..TRIES).filter(|number| {
-            let started = Instant::now();
-            // Where it is refused, pages come at first touch, of whatever kind.
-            let _ = region.populate(number * TRY_BYTES..(number + 1) * TRY_BYTES);
-            started.elapsed() > SLOW_TRY
-        });
-        // One slow try is an accident.
-        HUGE_PAGES_ARE_SLOW.store(slow.count() > 1, Ordering::Relaxed);
-    }
-    if HUGE_PAGES_ARE_SLOW.load(Ordering::Relaxed) {
-        // SAFETY: all of a region that nobody has been given a part of; the advice changes the
-        // kind of pages that come from now on, and no byte.
-        unsafe { libc::madvise(region.start().cast(), region.bytes(), libc::MADV_NOHUGEPAGE) };
+/// The pages of a block, for whoever fills it.
+#[derive(Clone, Copy)]
+pub(crate) struct Pages<'block>(Option<&'block Region>);
+
+impl Pages<'_> {
+    /// Gives the `bytes` from `at` on their pages: ahead of use, in steps that several threads share,
+    /// of the kind that is fast on this machine.
+    pub(crate) fn ensure(self, at: usize, bytes: usize) {
+        if let Self(Some(region)) = self {
+            region.ensure_populated(&(at..at + bytes));
+        }
     }
 }
 
-/// Gives memory that is about to be filled its pages, in one call instead of a fault for each.
+/// Gives lent memory that is about to be filled its pages, in one call instead of a fault for each.
 pub(crate) fn populate(part: &mut [u8]) {
     /// Linux 5.14; `libc` has it on glibc only.
     const MADV_POPULATE_WRITE: libc::c_int = 23;
@@ -165,7 +149,7 @@ impl Memory {
                 let what = format!("no room for a copy of tensor '{}'", tensor.name());
                 let block = Block::new(bytes);
                 let mut block = block.map_err(|source| Error::Memory { what, source })?;
-                tensor.read_into(0, &mut block.as_mut_slice()[..bytes])?;
+                tensor.read_into(0, block.filling(bytes).0)?;
                 Ok(Self::whole(block, bytes))
             }
         }

@@ -89,13 +89,14 @@ impl Model {
         tensor: &Tensor,
         selection: &Selection,
         target: &mut [u8],
+        ready: impl Fn(usize, &mut [u8]) + Sync,
     ) -> PyResult<()> {
         let runs = selection.runs().unwrap_or(u64::MAX);
         // A few reads are done sooner than threads are there to do them.
         let is_small = target.len() <= 4 * PART_BYTES && runs <= 64;
         let part_bytes = if is_small { target.len().max(1) } else { PART_BYTES };
         parts::fill(py, target, part_bytes, |at, part| {
-            memory::populate(part);
+            ready(at, part);
             self.read_part(tensor, selection, at as u64, part)
         })
     }
@@ -234,7 +235,8 @@ impl Model {
     ) -> PyResult<Memory> {
         let (tensor, selection, bytes) = self.selected(name, item_bytes, &shape, &bounds)?;
         let (mut block, bytes) = block(bytes)?;
-        self.fill(py, tensor, &selection, &mut block.as_mut_slice()[..bytes])?;
+        let (target, pages) = block.filling(bytes);
+        self.fill(py, tensor, &selection, target, |at, part| pages.ensure(at, part.len()))?;
         Ok(Memory::whole(block, bytes))
     }
 
@@ -263,7 +265,7 @@ impl Model {
         // SAFETY: the package lends what torch has allocated, of that length and initialised, keeps
         // its owner until this returns, and lets no other code look at it meanwhile.
         let target = unsafe { std::slice::from_raw_parts_mut(start, nbytes) };
-        self.fill(py, tensor, &selection, target)
+        self.fill(py, tensor, &selection, target, |_, part| memory::populate(part))
     }
 
     /// A tensor's elements as `f32`.
@@ -273,8 +275,9 @@ impl Model {
         let elements = tensor.bytes / block_bytes * in_block;
         let (mut block, bytes) = block(elements.saturating_mul(4))?;
         let part_bytes = PIECE_ELEMENTS * size_of::<f32>();
-        parts::fill(py, &mut block.as_mut_slice()[..bytes], part_bytes, |at, part| {
-            memory::populate(part);
+        let (target, pages) = block.filling(bytes);
+        parts::fill(py, target, part_bytes, |at, part| {
+            pages.ensure(at, part.len());
             convert(self, tensor, at, part)
         })?;
         Ok(Memory::whole(block, bytes))
