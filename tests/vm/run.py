@@ -210,8 +210,11 @@ def numa_arguments(nodes, cpus, memory_mib):
 
 def machine(options, kernel, initrd, console):
     [image] = kernel.glob("boot/vmlinuz-*")
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", str(options.cpus),
-               "-m", f"{options.memory}M", "-nodefaults", "-display", "none", "-no-reboot",
+    # One thread for all processors: with one for each, on fewer processors, QEMU loses a wakeup once
+    # in some dozens of machines, and the kernel waits for it for ever.
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max",
+               "-smp", str(options.cpus), "-m", f"{options.memory}M",
+               "-nodefaults", "-display", "none", "-no-reboot",
                "-serial", f"file:{console}", "-serial", "stdio",
                "-kernel", image, "-initrd", initrd, "-append",
                f"console=ttyS0 quiet panic=-1 {options.append}",
@@ -270,7 +273,7 @@ def main():
     parser.add_argument("--append", default="", metavar="TEXT",
                         help="for the kernel's command line")
     parser.add_argument("--qemu", default="", metavar="TEXT", help="more arguments for QEMU")
-    parser.add_argument("--timeout", type=float, default=300, metavar="S", help="seconds (300)")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds (600)")
     parser.add_argument("--skip-ok", action="store_true",
                         help="status 0 where something is missing")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
