@@ -73,3 +73,34 @@ mount! {
     threads_direct_in_place: Threads, Direct, Places;
     threads_buffered_in_place: Threads, Buffered, Places;
 }
+
+/// Takes a drive with queues to poll (tests/vm/kernels has some). The cases that are left out count
+/// the steps of accesses, and here polling is left, too, at the first read that is not direct.
+macro_rules! mount_polled {
+    ($($module:ident: $to:ident;)*) => {
+        $(mod $module {
+            const MOUNT: crate::Mount = crate::Mount {
+                performer: crate::Performer::UringPolled,
+                access: crate::Access::Direct,
+                to: crate::Destination::$to,
+            };
+            every_case! {
+                sizes: aligned, odd_tail, many_files, tiny_file, empty_job, one_slot,
+                    more_slots_than_reads, uploader_that_keeps_almost_all;
+                faults: short_and_aligned, short_at_random, eopnotsupp, eperm, enosys,
+                    eperm_from_all_in_flight, interrupted_all_the_time, put_off_all_the_time,
+                    refusal_where_fallback_is_forbidden;
+                ends: eio, file_cut_short, cancelled_before_the_start,
+                    cancelled_at_random_moments, nothing_is_written_after_the_end,
+                    receiver_gone, put_off_without_end;
+                lab: anything;
+            }
+        })*
+    };
+}
+
+mount_polled! {
+    uring_polled_direct: Slots;
+    uring_polled_direct_in_place: Places;
+    uring_polled_direct_to_device: Device;
+}

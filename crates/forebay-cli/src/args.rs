@@ -377,7 +377,8 @@ pub(crate) struct PolicyArguments {
     /// A mode that can't be had is an error instead of a recorded step down
     #[arg(long)]
     no_fallback: bool,
-    /// Who performs the reads: auto, uring, tokio-uring or threads
+    /// Who performs the reads: auto, uring, uring-polled (keeps a processor busy, and takes a drive
+    /// with queues to poll), tokio-uring or threads
     #[arg(long, default_value = "auto", value_parser = parse::<EngineChoice>)]
     engine: EngineChoice,
     /// The size of one read

@@ -1,8 +1,8 @@
 //! The ways to read a file, best first, and the record of every step down.
 //!
 //! Two axes (design decision 1). Access, per file: `direct → dontcache → buffered`. Performer,
-//! for the whole load: `uring → threads`, or `tokio-uring → threads`. A refusal moves one of them by one rung; the bytes that
-//! were received before it stay received.
+//! for the whole load: `uring-polled → uring → threads`, or `tokio-uring → threads`. A refusal moves
+//! one of them by one rung; the bytes that were received before it stay received.
 
 use nix::errno::Errno;
 use std::fmt;
@@ -54,6 +54,9 @@ impl Access {
 /// Who performs the reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Performer {
+    /// The same as [`Performer::Uring`], which asks the device for completions instead of waiting
+    /// for its interrupts (IOPOLL). Direct reads only, from a device with queues for that.
+    UringPolled,
     /// io_uring, from one thread.
     Uring,
     /// io_uring, through the tokio-uring runtime of the thread.
@@ -69,6 +72,16 @@ impl Performer {
         self != Self::Threads
     }
 
+    /// Who takes over when it is left.
+    #[must_use]
+    pub fn below(self) -> Option<Self> {
+        match self {
+            Self::UringPolled => Some(Self::Uring),
+            Self::Uring | Self::TokioUring => Some(Self::Threads),
+            Self::Threads => None,
+        }
+    }
+
     /// Whether it has no way to ask for such reads: its runtime passes no flags on.
     pub(crate) fn lacks(self, access: Access) -> bool {
         (self, access) == (Self::TokioUring, Access::DontCache)
@@ -78,6 +91,7 @@ impl Performer {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::UringPolled => "uring-polled",
             Self::Uring => "uring",
             Self::TokioUring => "tokio-uring",
             Self::Threads => "threads",

@@ -7,7 +7,7 @@
 //! [`ModelFile`] opens a file and finds out what it takes (direct I/O, at which alignment, what
 //! the page cache holds). [`Schedule`] decides, without a system call, which bytes are asked for
 //! next and what a completion means: short reads, refusals, the ladder. The engines perform its
-//! operations ([`Performer::Uring`], [`Performer::Threads`], and where the feature `tokio-uring` is
+//! operations ([`Performer::Uring`], which may poll, [`Performer::Threads`], and where the feature `tokio-uring` is
 //! on, [`Performer::TokioUring`]) and decide nothing.
 //! [`ReadJob::run`] ties them together on the thread that calls it. Tensors that stay in a mapping
 //! are no reads: [`PrefetchJob`] brings their pages in.

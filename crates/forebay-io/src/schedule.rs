@@ -19,7 +19,7 @@ mod refusals;
 
 use crate::failure::{FailureKind, ReadFailure};
 use crate::feed::Feed;
-use crate::ladder::{Access, Fallback, Performer, Step};
+use crate::ladder::{Access, Fallback, Performer, Step, StepAt};
 use forebay_mem::Alignment;
 use nix::errno::Errno;
 use std::sync::Arc;
@@ -261,7 +261,11 @@ impl Schedule {
             tries: 0,
             patient: false,
         });
-        self.op(slot)
+        let op = self.op(slot);
+        if op.is_none() {
+            self.land(slot);
+        }
+        op
     }
 
     /// The operation that `slot`'s read needs next; what an engine that takes over performs.
@@ -286,6 +290,14 @@ impl Schedule {
             self.record(&flight, Errno::EINVAL, reason)?;
             flight.lowered = true;
             flight.access = self.effective(&spec, &flight);
+        }
+        if self.performer == Performer::UringPolled && flight.access != Access::Direct {
+            let reason = "only direct reads can be polled for";
+            self.leave_performer(Errno::EOPNOTSUPP, StepAt::Read, Some(offset), reason);
+            if self.failure.is_some() {
+                return None;
+            }
+            flight.performer = self.performer;
         }
         self.flights[slot] = Some(flight);
         let until = if flight.access == Access::Direct { spec.bytes } else { spec.need_bytes };

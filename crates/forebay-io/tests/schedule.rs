@@ -58,7 +58,12 @@ fn scripts() -> impl Strategy<Value = Vec<(u8, Event)>> {
 }
 
 fn performers() -> impl Strategy<Value = Performer> {
-    prop_oneof![Just(Performer::Uring), Just(Performer::TokioUring), Just(Performer::Threads)]
+    prop_oneof![
+        Just(Performer::UringPolled),
+        Just(Performer::Uring),
+        Just(Performer::TokioUring),
+        Just(Performer::Threads),
+    ]
 }
 
 proptest! {

@@ -4,7 +4,7 @@ use forebay_compute::ComputeError;
 use forebay_device::DeviceError;
 use forebay_device::cuda::DriverRefusal;
 use forebay_format::FormatError;
-use forebay_io::{Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
+use forebay_io::{Errno, FailureKind, OpenError, OpenErrorKind, Performer, ReadFailure};
 use forebay_mem::{MemoryError, Operation};
 use std::path::{Path, PathBuf};
 
@@ -296,6 +296,11 @@ fn read_remedy(failure: &ReadFailure) -> Option<String> {
     let text = match &failure.kind {
         FailureKind::EndOfFile => {
             "the file was cut short after it was opened: get it again, and load it when whole"
+        }
+        FailureKind::FallbackForbidden { performer: Performer::UringPolled, .. }
+            if failure.file.is_none() =>
+        {
+            "give the drive queues to poll (boot with nvme.poll_queues=1), or use --engine uring"
         }
         FailureKind::FallbackForbidden { .. } if failure.file.is_none() => {
             "leave --no-fallback out, use --engine auto, or allow io_uring (forebay doctor says how)"

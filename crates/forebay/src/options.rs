@@ -73,6 +73,9 @@ pub enum EngineChoice {
     Auto,
     /// io_uring.
     Uring,
+    /// io_uring that polls for completions instead of waiting for interrupts: keeps a processor
+    /// busy, and takes direct reads from a drive with poll queues (`nvme.poll_queues=N`).
+    UringPolled,
     /// io_uring, by a tokio-uring runtime: the caller's (`Loader::stream_on_tokio_uring`), or one of its
     /// own. Takes the feature `tokio-uring`.
     TokioUring,
@@ -87,9 +90,12 @@ impl FromStr for EngineChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "uring" => Ok(Self::Uring),
+            "uring-polled" => Ok(Self::UringPolled),
             "tokio-uring" => Ok(Self::TokioUring),
             "threads" => Ok(Self::Threads),
-            _ => Err(format!("'{text}' is no engine: auto, uring, tokio-uring or threads")),
+            _ => Err(format!(
+                "'{text}' is no engine: auto, uring, uring-polled, tokio-uring or threads"
+            )),
         }
     }
 }

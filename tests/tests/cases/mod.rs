@@ -48,13 +48,15 @@ impl Mount {
         let probe = Scratch::new(env!("CARGO_TARGET_TMPDIR"), &[8192]);
         let mut load = self.load(&probe.open(), 8192);
         load.fallback = Fallback::Forbidden;
-        match load.run().outcome.schedule.failure() {
-            None => Some((scratch, files)),
-            Some(failure) => {
-                eprintln!("SKIPPED on {self:?}, which {:?} refuses: {failure}", scratch.folder());
-                None
-            }
-        }
+        let schedule = load.run().outcome.schedule;
+        let refusal = match (schedule.failure(), schedule.steps()) {
+            (Some(failure), _) => failure.to_string(),
+            // Left, but for another one: without a word from the user that is no failure.
+            (None, [step, ..]) if matches!(step.from, Rung::Performer(_)) => step.to_string(),
+            (None, _) => return Some((scratch, files)),
+        };
+        eprintln!("SKIPPED on {self:?}, which {:?} refuses: {refusal}", scratch.folder());
+        None
     }
 
     /// A load of all of `files` in pieces of `piece_bytes`.
@@ -85,9 +87,13 @@ impl Mount {
     /// The one step that a refusal with `errno` of the first rung costs; `None` if it was the
     /// last one.
     pub(crate) fn first_step(self, errno: Errno) -> Option<(Rung, Rung)> {
-        let performer = (Rung::Performer(self.performer), Rung::Performer(Performer::Threads));
+        let below = self.performer.below().unwrap_or(self.performer);
+        let performer = (Rung::Performer(self.performer), Rung::Performer(below));
         match (self.performer.is_ring(), errno, self.below(self.access)) {
             (true, Errno::EPERM | Errno::ENOSYS, _) => Some(performer),
+            (true, Errno::EOPNOTSUPP, _) if self.performer == Performer::UringPolled => {
+                Some(performer)
+            }
             (_, _, Some(below)) => Some((Rung::Access(self.access), Rung::Access(below))),
             (true, _, None) => Some(performer),
             (false, _, None) => None,

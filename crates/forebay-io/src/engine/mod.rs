@@ -109,7 +109,7 @@ impl ReadJob {
         self.refuse_ring();
         if !self.is_over() {
             carried = match self.schedule.performer() {
-                Performer::Uring => uring::run(&mut self, &mut stats),
+                Performer::UringPolled | Performer::Uring => self.run_on_rings(&mut stats),
                 Performer::TokioUring => self.run_on_own_runtime(&mut stats),
                 Performer::Threads => carried,
             };
@@ -138,6 +138,17 @@ impl ReadJob {
             return self.finish(carried, stats, started);
         }
         tokio_uring::elsewhere(self, move |job| job.finish(carried, stats, started)).await
+    }
+
+    /// On one that polls, and if that is left, on one that waits.
+    fn run_on_rings(&mut self, stats: &mut ReadStats) -> Vec<Slot<Filling>> {
+        let mut carried = Vec::new();
+        while let ring @ (Performer::UringPolled | Performer::Uring) = self.schedule.performer()
+            && !self.is_over()
+        {
+            carried = uring::run(self, ring, carried, stats);
+        }
+        carried
     }
 
     #[cfg(feature = "tokio-uring")]
@@ -187,11 +198,10 @@ impl ReadJob {
         }
     }
 
-    /// Leaves the ring for files that it would read wrong.
+    /// Leaves all rings for files that they would read wrong.
     fn refuse_ring(&mut self) {
-        let is_wrong = |file: &ModelFile| !file.is_for_rings();
-        let is_planned = self.schedule.performer().is_ring() && !self.is_over();
-        if is_planned && self.files.iter().any(is_wrong) {
+        let is_wrong = self.files.iter().any(|file| !file.is_for_rings());
+        while is_wrong && self.schedule.performer().is_ring() && !self.is_over() {
             let reason = "io_uring misplaces what FUSE answers short";
             self.schedule.leave_performer(Errno::EOPNOTSUPP, StepAt::Setup, None, reason);
         }

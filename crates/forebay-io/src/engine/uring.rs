@@ -54,7 +54,7 @@ pub struct UringSupport {
 /// `EPERM` where a sysctl or a seccomp filter forbids it, `ENOSYS` where the kernel or the filter
 /// knows no such call, `ENOMEM` past RLIMIT_MEMLOCK on old kernels.
 pub fn uring_support() -> Result<UringSupport, Errno> {
-    let (ring, deferred_taskrun) = build(4)?;
+    let (ring, deferred_taskrun) = build(Performer::Uring, 4)?;
     Ok(UringSupport { deferred_taskrun, timed_wait: ring.params().is_feature_ext_arg() })
 }
 
@@ -62,34 +62,40 @@ fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// The best ring that the kernel gives: with deferred task work, or without.
-fn build(entries: u32) -> Result<(IoUring, bool), Errno> {
-    let deferred = IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_clamp()
-        .dontfork()
-        .build(entries);
-    match deferred {
+/// The best ring for `performer` that the kernel gives: with deferred task work, or without.
+fn build(performer: Performer, entries: u32) -> Result<(IoUring, bool), Errno> {
+    let mut builder = IoUring::builder();
+    builder.setup_clamp().dontfork();
+    if performer == Performer::UringPolled {
+        builder.setup_iopoll();
+    }
+    let mut deferred = builder.clone();
+    match deferred.setup_single_issuer().setup_defer_taskrun().build(entries) {
         Ok(ring) => Ok((ring, true)),
         Err(error) if errno(&error) == Errno::EINVAL => {
-            let plain = IoUring::builder().setup_clamp().dontfork().build(entries);
-            plain.map(|ring| (ring, false)).map_err(|error| errno(&error))
+            builder.build(entries).map(|ring| (ring, false)).map_err(|error| errno(&error))
         }
         Err(error) => Err(errno(&error)),
     }
 }
 
-/// Performs the job's operations until all is done, it has stopped, or io_uring turns out not to
-/// serve. Returns the slots whose reads are unfinished in the last case.
-pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>> {
+/// Performs the job's operations as `performer`, beginning with the slots that another one had
+/// begun, until all is done, it has stopped, or this performer turns out not to serve. Returns the
+/// slots whose reads are unfinished in the last case.
+pub(super) fn run(
+    job: &mut ReadJob,
+    performer: Performer,
+    begun: Vec<Slot<Filling>>,
+    stats: &mut ReadStats,
+) -> Vec<Slot<Filling>> {
     let depth = job.queue_depth.clamp(1, job.slab.slots().max(1));
     let entries = u32::try_from(depth + SPARE_ENTRIES).unwrap_or(u32::MAX);
-    let (mut ring, depth) = match build(entries) {
+    let (mut ring, depth) = match build(performer, entries) {
         Ok((ring, _)) => {
             // The kernel clamps the size.
             let depth = depth.min((ring.params().sq_entries() as usize) - SPARE_ENTRIES);
-            let mut ring = Ring::new(ring, Arc::clone(&job.slab), Arc::clone(&job.files));
+            let (slab, files) = (Arc::clone(&job.slab), Arc::clone(&job.files));
+            let mut ring = Ring::new(ring, performer, slab, files);
             ring.feed = job.schedule.feed().cloned();
             ring.buffered_by_workers = job.buffered_by_workers;
             (ring, depth)
@@ -97,7 +103,7 @@ pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>
         Err(errno) => {
             let reason = "io_uring can't be set up here";
             job.schedule.leave_performer(errno, StepAt::Setup, None, reason);
-            return Vec::new();
+            return begun;
         }
     };
     if let Err(errno) = ring.register_buffers() {
@@ -110,6 +116,11 @@ pub(super) fn run(job: &mut ReadJob, stats: &mut ReadStats) -> Vec<Slot<Filling>
     }
     stats.registered_buffers = ring.slots_per_buffer.is_some();
     stats.registered_files = ring.has_files;
+    for slot in begun {
+        if let Some(op) = job.schedule.op(slot.index()) {
+            ring.push(slot, op);
+        }
+    }
     let mut carried = Vec::new();
     while step(job, &mut ring, depth, stats, &mut carried) {}
     let drained = ring.drain();
@@ -134,16 +145,23 @@ fn step(
     if job.cancel.is_cancelled() {
         job.schedule.stop(cancelled());
     }
-    let leaving = job.schedule.performer() != Performer::Uring;
+    let leaving = job.schedule.performer() != ring.performer;
     if job.is_over() || (leaving && ring.in_flight == 0) {
         return false;
     }
-    while !leaving && ring.in_flight < depth && job.schedule.has_next() {
+    while job.schedule.performer() == ring.performer
+        && ring.in_flight < depth
+        && job.schedule.has_next()
+    {
         let Some(slot) = free_slot(job, ring.in_flight == 0, stats) else { break };
         match job.schedule.start(slot.index()) {
             Some(op) => {
-                ring.push(job.aim(slot, op.read), op);
+                let slot = job.aim(slot, op.read);
                 job.began(&op);
+                match job.schedule.performer() == ring.performer {
+                    true => ring.push(slot, op),
+                    false => carried.push(slot),
+                }
             }
             // It was taken back meanwhile, or everything has stopped.
             None => {
@@ -202,7 +220,7 @@ fn settle(
         Completion::Done { read, spec, bytes } => {
             job.deliver(slot, read, &spec, bytes, op.access);
         }
-        Completion::Again(op) if job.schedule.performer() == Performer::Uring => {
+        Completion::Again(op) if job.schedule.performer() == ring.performer => {
             ring.push(slot, op);
         }
         Completion::Again(_) => carried.push(slot),
@@ -213,6 +231,8 @@ fn settle(
 /// The ring with everything that must outlive its operations.
 struct Ring {
     ring: IoUring,
+    /// Which of the two kinds of ring it is.
+    performer: Performer,
     /// The memory that operations write to; also held by every token in `slots`.
     slab: Arc<Slab>,
     files: Arc<[ModelFile]>,
@@ -234,11 +254,12 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(ring: IoUring, slab: Arc<Slab>, files: Arc<[ModelFile]>) -> Self {
+    fn new(ring: IoUring, performer: Performer, slab: Arc<Slab>, files: Arc<[ModelFile]>) -> Self {
         let slots = slab.slots();
         Self {
             has_timed_wait: ring.params().is_feature_ext_arg(),
             ring,
+            performer,
             slab,
             files,
             slots: (0..slots).map(|_| None).collect(),
@@ -338,8 +359,12 @@ impl Ring {
         entry.user_data(op.slot as u64)
     }
 
-    /// Makes the ring answer when more reads are asked for.
+    /// Makes the ring answer when more reads are asked for. One that polls knows no such request:
+    /// there they are noticed at the next completion.
     fn wake_for_reads(&mut self) {
+        if self.performer == Performer::UringPolled {
+            return;
+        }
         let wake = self.feed.as_ref().and_then(Feed::wake_descriptor);
         let Some(descriptor) = wake.filter(|_| !self.is_listening) else { return };
         let entry = opcode::PollAdd::new(Fd(descriptor), POLLIN).build().user_data(WAKE_ID);

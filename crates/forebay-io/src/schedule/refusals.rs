@@ -4,6 +4,7 @@
 //!   EINVAL EFAULT EOPNOTSUPP   the file leaves this access for the best one below that it has not
 //!                              refused; from the last one, the load leaves the ring
 //!   EPERM ENOSYS               on a ring: the load leaves it; on threads: as above
+//!   EOPNOTSUPP                 where completions are polled for: the load leaves that alone
 //!   a short direct read that   this one read leaves direct access, the file does not
 //!   ends off the alignment
 //! ```
@@ -51,19 +52,17 @@ impl Schedule {
 
     /// Leaves the performer for the next one, because it can't be set up or refused a read.
     pub fn leave_performer(&mut self, errno: Errno, at: StepAt, offset: Option<u64>, reason: &str) {
-        if self.performer == Performer::Threads || self.failure.is_some() {
-            return;
-        }
+        let Some(below) = self.performer.below().filter(|_| self.failure.is_none()) else { return };
         if self.performer_required && self.fallback == Fallback::Forbidden {
             let (performer, access) = (self.performer, Access::Direct);
             let kind = FailureKind::FallbackForbidden { errno, access, performer };
             let offset = offset.unwrap_or(0);
             return self.stop(ReadFailure { kind, read: None, file: None, offset });
         }
-        let (from, to) = (Rung::Performer(self.performer), Rung::Performer(Performer::Threads));
+        let (from, to) = (Rung::Performer(self.performer), Rung::Performer(below));
         let reason = reason.to_owned();
         self.steps.push(Step { file: None, from, to, errno, at, offset, reason });
-        self.performer = Performer::Threads;
+        self.performer = below;
     }
 
     /// The best access that the file has not refused.
@@ -95,6 +94,10 @@ impl Schedule {
             // Said by a performer that has been left since: the next one gets its own try.
             Errno::EINVAL | Errno::EFAULT | Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSYS
                 if flight.performer != self.performer => {}
+            Errno::EOPNOTSUPP if self.performer == Performer::UringPolled => {
+                let reason = "the device has no queues that can be polled";
+                self.leave_performer(errno, StepAt::Read, Some(offset), reason);
+            }
             Errno::EPERM | Errno::ENOSYS if on_ring => {
                 let reason = "io_uring may not read this file";
                 self.leave_performer(errno, StepAt::Read, Some(offset), reason);

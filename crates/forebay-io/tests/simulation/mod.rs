@@ -144,7 +144,15 @@ impl<'a> Simulation<'a> {
     }
 
     pub(crate) fn start(&mut self, slot: usize) {
-        let op = self.schedule.start(slot).expect("a read is left and nothing has failed");
+        let by = self.schedule.performer();
+        let read = self.schedule.next_read().expect("a read is left");
+        self.oracle.goes_on(&self.plan.reads[read], read);
+        let started = self.schedule.start(slot);
+        self.oracle.check(&self.schedule);
+        let Some(op) = started else {
+            assert!(self.schedule.failure().is_some(), "nothing was started for no reason");
+            return;
+        };
         assert!(!self.done[op.read], "read {} is started a second time", op.read);
         let spec = self.plan.reads[op.read];
         self.bound[slot] = Some(Bound {
@@ -152,9 +160,17 @@ impl<'a> Simulation<'a> {
             received: 0,
             deliveries: vec![0; spec.need_bytes as usize],
             patient: false,
-            state: State::InFlight(op, self.schedule.performer()),
+            state: self.handed_out(op, by),
         });
         self.check_op(slot, &op);
+    }
+
+    /// An operation in the hands of `by`, who performs it if he still is to.
+    fn handed_out(&self, op: Op, by: Performer) -> State {
+        match self.schedule.performer() == by {
+            true => State::InFlight(op, by),
+            false => State::Carried,
+        }
     }
 
     fn resume(&mut self, slot: usize) {
@@ -187,16 +203,15 @@ impl<'a> Simulation<'a> {
         let spec = self.plan.reads[op.read];
         let alignment = self.plan.files[op.file].alignment;
         self.oracle.completed(&spec, alignment, &op, by, result);
+        if op.slot_offset + result.unwrap_or(0) < spec.need_bytes {
+            self.oracle.goes_on(&spec, op.read);
+        }
         self.oracle.check(&self.schedule);
         match completion {
             Completion::Done { read, bytes, .. } => self.finish(slot, read, bytes),
             Completion::Again(next) => {
-                let performer = self.schedule.performer();
                 self.check_op(slot, &next);
-                self.bound_mut(slot).state = match (by, performer) {
-                    (_, Performer::Threads) if by.is_ring() => State::Carried,
-                    _ => State::InFlight(next, performer),
-                };
+                self.bound_mut(slot).state = self.handed_out(next, by);
             }
             Completion::Stop => {
                 assert!(self.schedule.failure().is_some(), "stopped for no reason");
@@ -268,6 +283,8 @@ impl<'a> Simulation<'a> {
         assert!(op.bytes > 0 && end <= spec.bytes && end as usize <= self.plan.slot_bytes());
         assert!(self.schedule.failure().is_none(), "nothing is issued after a failure");
         assert!(self.oracle.allows(&spec, op.access), "{op:?} was refused before");
+        let polled = self.schedule.performer() == Performer::UringPolled;
+        assert!(!polled || op.access == Access::Direct, "{op:?} can't be polled for");
         if op.access == Access::Direct {
             let alignment = self.plan.files[op.file].alignment;
             for value in [op.offset, op.bytes.into(), op.slot_offset.into()] {

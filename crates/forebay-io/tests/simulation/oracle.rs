@@ -43,11 +43,15 @@ impl Oracle {
         if self.performer == Performer::Threads || self.failure.is_some() {
             return;
         }
+        let to = match self.performer {
+            Performer::UringPolled => Performer::Uring,
+            _ => Performer::Threads,
+        };
         if self.required && self.fallback == Fallback::Forbidden {
             // Which access a whole engine is refused for means nothing, so it is not compared.
             return self.stop(forbidden(errno, Access::Direct, self.performer));
         }
-        let (from, to) = (self.performer, Performer::Threads);
+        let from = self.performer;
         self.steps.push((None, Rung::Performer(from), Rung::Performer(to), errno));
         self.performer = to;
     }
@@ -84,11 +88,20 @@ impl Oracle {
         }
     }
 
+    /// A read goes on, or begins: nothing but direct ones can be polled for.
+    pub(crate) fn goes_on(&mut self, spec: &ReadSpec, read: usize) {
+        if self.performer == Performer::UringPolled && self.best(spec, read) != Access::Direct {
+            self.leave(Errno::EOPNOTSUPP);
+        }
+    }
+
     fn refused(&mut self, op: &Op, by: Performer, errno: Errno) {
         if by != self.performer {
             return; // What the ring refused on its way out, the threads may well be granted.
         }
-        let performer_refused = matches!(errno, Errno::EPERM | Errno::ENOSYS);
+        let polls = by == Performer::UringPolled;
+        let performer_refused =
+            matches!(errno, Errno::EPERM | Errno::ENOSYS) || (polls && errno == Errno::EOPNOTSUPP);
         let is_last = op.access == Access::Buffered;
         if by.is_ring() && (performer_refused || is_last) {
             self.leave(errno);

@@ -442,7 +442,7 @@ fn fallback(plan: &Plan) -> Fallback {
 
 /// With what the plan knows to be refused.
 fn as_planned(mut schedule: Schedule, plan: &Plan) -> Schedule {
-    if matches!(plan.options.engine, EngineChoice::Uring | EngineChoice::TokioUring) {
+    if !matches!(plan.options.engine, EngineChoice::Auto | EngineChoice::Threads) {
         schedule.require_performer();
     }
     for (index, file) in plan.files.iter().enumerate() {

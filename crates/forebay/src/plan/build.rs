@@ -415,7 +415,9 @@ impl<'input> Builder<'input> {
                     "build it with that feature, or use --engine auto",
                 ));
             }
-            EngineChoice::Uring | EngineChoice::TokioUring if copies_mapping => {
+            EngineChoice::Uring | EngineChoice::UringPolled | EngineChoice::TokioUring
+                if copies_mapping =>
+            {
                 return Err(Error::option(
                     "--engine",
                     "io_uring does not copy out of mappings, which the load mode asks for",
@@ -431,6 +433,7 @@ impl<'input> Builder<'input> {
                 Performer::Threads
             }
             EngineChoice::Auto | EngineChoice::Uring => Performer::Uring,
+            EngineChoice::UringPolled => Performer::UringPolled,
             EngineChoice::TokioUring => Performer::TokioUring,
         };
         let performer = self.plan.performer;

@@ -87,11 +87,13 @@ fn block_device(device: u64) -> Check {
     let device =
         target.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let found = format!(
-        "{device}: sectors of {} bytes, requests of up to {} KiB, readahead {} KiB, scheduler {}",
+        "{device}: sectors of {} bytes, requests of up to {} KiB, readahead {} KiB, scheduler {}, \
+         {} queues to poll",
         field("logical_block_size"),
         field("max_sectors_kb"),
         field("read_ahead_kb"),
-        field("scheduler")
+        field("scheduler"),
+        if field("io_poll") == "1" { "with" } else { "without" },
     );
     if field("rotational") == "1" && !device.starts_with("vd") {
         return Check::bad(name, format!("{found}, rotating"), "keep models on an SSD");
