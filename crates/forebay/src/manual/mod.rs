@@ -9,10 +9,14 @@ pub mod cuda {}
 #[doc = include_str!("streaming.md")]
 pub mod streaming {}
 
+#[doc = include_str!("limits.md")]
+pub mod limits {}
+
 #[doc = include_str!("embedding.md")]
 pub mod embedding {}
 
 #[doc = include_str!("c.md")]
 pub mod c {}
+
 #[doc = include_str!("candle.md")]
 pub mod candle {}
