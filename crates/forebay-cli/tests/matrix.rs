@@ -106,7 +106,10 @@ fn a_manifest_finds_one_changed_byte_and_names_its_tensor() {
     for (digest, prefix) in [("sha256", ""), ("blake3", "blake3:")] {
         json(&["verify", model, "--manifest", manifest, "--write", "--digest", digest, "--json"]);
         let lines = std::fs::read_to_string(manifest).unwrap();
-        let is_right = |line: &str| line.strip_prefix(prefix).unwrap().find("  ") == Some(64);
+        let is_right = |line: &str| {
+            let line = line.strip_prefix("# outside of tensors: ").unwrap_or(line);
+            line.strip_prefix(prefix).unwrap().find("  ") == Some(64)
+        };
         assert!(lines.lines().all(is_right), "{lines}");
         for place in [&["--device", "host"][..], &["--gpu-layers", "0"]] {
             for mode in ["auto", "none", "dio", "mmap"] {
@@ -126,11 +129,52 @@ fn a_manifest_finds_one_changed_byte_and_names_its_tensor() {
     assert_eq!(output.status.code(), Some(1));
     let verified: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(verified["different"], serde_json::json!([tensor["name"]]));
+    assert_eq!(verified["different_files"], serde_json::json!([]));
     std::fs::write(manifest, "not a digest  x\n").unwrap();
     assert!(failure(&["verify", model, "--manifest", manifest]).contains("line 1"));
     let mixed = format!("blake3:{0}  a\n{0}  b\n", "0".repeat(64));
     std::fs::write(manifest, mixed).unwrap();
     assert!(failure(&["verify", model, "--manifest", manifest]).contains("line 2: has another"));
+}
+
+/// What is changed may lie in no tensor, and change what a tensor means: `F16` and `BF16` take the
+/// same bytes.
+#[test]
+fn a_manifest_finds_a_changed_header() {
+    let folder = scratch();
+    let model = folder.path().join("model.safetensors");
+    let manifest = folder.path().join("manifest");
+    let synth = ["synth", text(&model), "--size", "1MiB", "--format", "safetensors"];
+    assert!(run(&synth).status.success());
+    for digest in ["sha256", "blake3"] {
+        let arguments = ["verify", text(&model), "--manifest", text(&manifest)];
+        json(&[&arguments[..], &["--write", "--digest", digest, "--json"]].concat());
+        let bytes = std::fs::read(&model).unwrap();
+        let renamed = folder.path().join("renamed.safetensors");
+        for (from, to, name) in [("BF16", " F16", "an element type"), ("BF16", "BF16", "none")] {
+            let at = bytes.windows(4).position(|part| part == from.as_bytes()).unwrap();
+            let mut changed = bytes.clone();
+            changed[at..at + 4].copy_from_slice(to.as_bytes());
+            // JSON: the blank belongs before the quote.
+            if from != to {
+                changed[at - 1..at + 1].copy_from_slice(b" \"");
+            }
+            std::fs::write(&renamed, changed).unwrap();
+            let arguments = ["verify", text(&renamed), "--manifest", text(&manifest), "--json"];
+            let output = run(&arguments);
+            let verified: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(verified["equal"], verified["tensors"], "{name}");
+            let differs = verified["different_files"] == serde_json::json!(["renamed.safetensors"]);
+            assert_eq!(differs, from != to, "{name}: {verified}");
+            assert_eq!(output.status.code(), Some(i32::from(differs)), "{name}");
+        }
+    }
+    // Those of other programs say nothing of it.
+    let lines = std::fs::read_to_string(&manifest).unwrap();
+    let tensors: Vec<&str> = lines.lines().filter(|line| !line.starts_with('#')).collect();
+    std::fs::write(&manifest, tensors.join("\n")).unwrap();
+    let verified = json(&["verify", text(&model), "--manifest", text(&manifest), "--json"]);
+    assert_eq!(verified["different_files"], serde_json::json!([]));
 }
 
 /// Known answers, so that a manifest means the same to every program.
@@ -158,7 +202,8 @@ fn a_manifest_has_the_digests_that_everybody_else_makes() {
     ] {
         let arguments = ["verify", text(&path), "--manifest", text(&manifest), "--write"];
         assert!(run(&[&arguments[..], &["--digest", digest]].concat()).status.success());
-        let expected = format!("{abc}  abc\n{none}  none\n");
-        assert_eq!(std::fs::read_to_string(&manifest).unwrap(), expected);
+        let expected = format!("{abc}  abc\n{none}  none\n# outside of tensors: ");
+        let manifest = std::fs::read_to_string(&manifest).unwrap();
+        assert!(manifest.starts_with(&expected), "{manifest}");
     }
 }

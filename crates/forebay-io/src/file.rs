@@ -188,39 +188,49 @@ impl ModelFile {
         mapping.resident_bytes(range).map_err(|error| error.errno)
     }
 
-    /// Reads up to `bytes` bytes of the file's start, through the page cache: its header. What the
-    /// cache held nothing of before it holds nothing of afterwards, nor what lies behind it: a
-    /// look at the header neither makes a cold file look warm nor fills the cache by readahead.
+    /// Reads up to `bytes` bytes of the file's start: its header. As [`ModelFile::read_aside`].
     ///
     /// # Errors
     /// What `read` answers.
     pub fn read_prefix(&self, bytes: u64) -> io::Result<Vec<u8>> {
-        // By offset, not by the descriptor's position, which all users of this file share.
-        let range = 0..bytes.min(self.bytes());
-        let is_cold = self.cached_bytes(range.clone()) == Ok(0);
-        expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_RANDOM);
-        let prefix = self.read_up_to(usize::try_from(range.end).unwrap_or(usize::MAX));
-        expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_NORMAL);
-        if is_cold {
-            // Advice: where it is refused the header stays cached, which changes no byte.
-            let _ = drop_cached(&self.buffered, range);
-        }
-        prefix
+        self.read_aside(0..bytes)
     }
 
-    fn read_up_to(&self, bytes: usize) -> io::Result<Vec<u8>> {
-        let mut prefix = vec![0; bytes];
+    /// Reads what the file has of `range`, through the page cache. What the cache held nothing of
+    /// before it holds nothing of afterwards, nor what lies behind it: a look at the header neither
+    /// makes a cold file look warm nor fills the cache by readahead.
+    ///
+    /// # Errors
+    /// What `read` answers.
+    pub fn read_aside(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        // By offset, not by the descriptor's position, which all users of this file share.
+        let end = range.end.min(self.bytes());
+        let range = range.start.min(end)..end;
+        let is_cold = self.cached_bytes(range.clone()) == Ok(0);
+        expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_RANDOM);
+        let part = self.read_up_to(range.clone());
+        expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_NORMAL);
+        if is_cold {
+            // Advice: where it is refused these pages stay cached, which changes no byte.
+            let _ = drop_cached(&self.buffered, range);
+        }
+        part
+    }
+
+    fn read_up_to(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let mut part = vec![0; bytes];
         let mut done = 0;
         while done < bytes {
-            match self.buffered.read_at(&mut prefix[done..], done as u64) {
+            match self.buffered.read_at(&mut part[done..], range.start + done as u64) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        prefix.truncate(done);
-        Ok(prefix)
+        part.truncate(done);
+        Ok(part)
     }
 
     /// Fills `buffer` from `offset` on, through the page cache.

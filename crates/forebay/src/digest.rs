@@ -2,13 +2,17 @@
 
 use crate::error::Error;
 use crate::loaded::Tensor;
+use crate::model::Model;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use forebay_device::DeviceError;
 use forebay_device::cuda::{Context, ReadBack, Staging, release_staging};
+use forebay_io::ModelFile;
 use forebay_mem::{Free, Slot};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::io::ErrorKind;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,6 +96,40 @@ impl Hasher {
 /// As [`Tensor::read_into`].
 pub fn sha256_hex(tensor: &Tensor) -> Result<String, Error> {
     hashed(tensor, DigestKind::Sha256, &|| true).map(Option::unwrap_or_default)
+}
+
+/// By file of the catalog, the digest of what no tensor has of it: header, metadata, padding. With
+/// those of the tensors they vouch for every byte of the model.
+///
+/// # Errors
+/// [`Error::Header`] where the file can't be read.
+pub fn digests_outside(model: &Model, kind: DigestKind) -> Result<Vec<String>, Error> {
+    let mut tensors: Vec<Vec<Range<u64>>> = vec![Vec::new(); model.files().len()];
+    for tensor in model.catalog().tensors() {
+        tensors[tensor.file].push(tensor.offset..tensor.end());
+    }
+    let digest = |(file, mut tensors): (&ModelFile, Vec<Range<u64>>)| {
+        tensors.sort_by_key(|range| range.start);
+        tensors.push(file.bytes()..file.bytes());
+        let mut hasher = Hasher::new(kind);
+        let mut at = 0;
+        for tensor in tensors {
+            while at < tensor.start {
+                let part = file.read_aside(at..tensor.start.min(at + WANTED_BYTES as u64));
+                let part = part.and_then(|part| match part.is_empty() {
+                    false => Ok(part),
+                    true => Err(ErrorKind::UnexpectedEof.into()),
+                });
+                let unreadable = |source| Error::Header { path: file.path().to_owned(), source };
+                let part = part.map_err(unreadable)?;
+                hasher.update(&part);
+                at += part.len() as u64;
+            }
+            at = at.max(tensor.end);
+        }
+        Ok(hasher.hex())
+    };
+    model.files().iter().zip(tensors).map(digest).collect()
 }
 
 /// The digest of a tensor on the CPU or wherever else it can be read from; `None` if it is not

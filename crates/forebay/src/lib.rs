@@ -61,7 +61,7 @@ mod split;
 mod warm_up;
 
 pub use backend::{Backend, DeviceChoice, SplitMode};
-pub use digest::{DigestKind, Digester, sha256_hex};
+pub use digest::{DigestKind, Digester, digests_outside, sha256_hex};
 pub use error::{Error, LockBound, ReadContext};
 pub use forebay_compute::{ComputeError, Shape};
 pub use forebay_device::DeviceError;
