@@ -37,7 +37,11 @@ pub(crate) fn notice(text: &str) {
 pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
-        if letter.is_control() { shown.extend(letter.escape_debug()) } else { shown.push(letter) }
+        if forebay::steers_text(letter) {
+            shown.extend(letter.escape_debug())
+        } else {
+            shown.push(letter)
+        }
     }
     shown
 }

@@ -201,7 +201,8 @@ fn a_reader_that_stops_listening_does_not_make_a_wrong_model_right() {
 fn names_in_a_model_can_not_speak_to_the_terminal() {
     let folder = scratch();
     let path = folder.path().join("model.safetensors");
-    let header = r#"{"a\u001b[31m\nb":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let header =
+        r#"{"a\u001b[31m\n\u202eb\u2069\u2028":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     bytes.push(7);
@@ -209,7 +210,9 @@ fn names_in_a_model_can_not_speak_to_the_terminal() {
     for arguments in [&["inspect"][..], &["load", "--digest"]] {
         let output = command().args(arguments).arg(&path).output().unwrap();
         assert!(output.status.success());
-        assert!(!output.stdout.contains(&0x1b), "{arguments:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(!said.contains(['\u{1b}', '\u{202e}', '\u{2069}', '\u{2028}']), "{said:?}");
+        assert!(said.contains(r"a\u{1b}[31m\n\u{202e}b\u{2069}\u{2028}"), "{said:?}");
     }
     let manifest = folder.path().join("manifest");
     support::failure(&["verify", text(&path), "--write", "--manifest", text(&manifest)]);

@@ -142,14 +142,25 @@ impl FormatError {
 /// How much of a stranger's name an error shows: names may be 64 KiB long.
 const SHOWN_CHARS_MAX: usize = 160;
 
-/// A name from a file, safe to print on one line: control characters escaped, shortened.
+/// Whether a character does something to a line of text beside standing in it: a control character,
+/// a separator of lines, or one that turns the direction of writing, which makes a name look like
+/// another one. Names in a model may have any.
+#[must_use]
+pub fn steers_text(letter: char) -> bool {
+    let turns = ['\u{61c}', '\u{200e}', '\u{200f}'].contains(&letter)
+        || ('\u{202a}'..='\u{202e}').contains(&letter)
+        || ('\u{2066}'..='\u{2069}').contains(&letter);
+    letter.is_control() || turns || ['\u{2028}', '\u{2029}'].contains(&letter)
+}
+
+/// A name from a file, safe to print on one line: what steers text escaped, shortened.
 struct Plain<'a>(&'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut chars = self.0.chars();
         for shown in chars.by_ref().take(SHOWN_CHARS_MAX) {
-            if shown.is_control() {
+            if steers_text(shown) {
                 write!(formatter, "{}", shown.escape_debug())?;
             } else {
                 write!(formatter, "{shown}")?;

@@ -47,7 +47,7 @@ pub mod safetensors;
 
 pub use catalog::{Catalog, SourceFile, Tensor};
 pub use dtype::Dtype;
-pub use error::{FormatError, FormatErrorKind};
+pub use error::{FormatError, FormatErrorKind, steers_text};
 pub use metadata::{Array, Metadata, Text, Value};
 
 use serde::Serialize;

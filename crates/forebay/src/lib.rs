@@ -71,7 +71,7 @@ pub use forebay_device::cuda::{
     Operand as DeviceOperand, PcieLink, Unavailable, Weights, device, devices, driver_version,
     matrix_ceiling, release_staging, upload_ceiling,
 };
-pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value};
+pub use forebay_format::{Catalog, Dtype, Format, FormatError, Metadata, Value, steers_text};
 pub use forebay_io::{Access, Cancel, Errno, FailureKind, OpenError, OpenErrorKind, ReadFailure};
 pub use forebay_mem::numa::NumaPolicy;
 pub use forebay_mem::{HostPointer, MappedView, MemoryError, Writes};
