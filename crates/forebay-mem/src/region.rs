@@ -7,9 +7,17 @@ use crate::populate::{PageKind, Populated};
 use nix::errno::Errno;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{Builder, available_parallelism};
 
 /// `MADV_POPULATE_WRITE`, Linux 5.14; `libc` has it on glibc only.
 const MADV_POPULATE_WRITE: libc::c_int = 23;
+
+/// From this length on, several threads give a region's pages back.
+const SHARED_DROP_BYTES: usize = 256 << 20;
+/// What one of them gives back at a time, and how many they are at most.
+const DROP_STEP_BYTES: usize = 32 << 20;
+const DROP_THREADS_MAX: usize = 8;
 
 /// An anonymous private mapping, zeroed by the kernel, advised to use huge pages; or a range that
 /// somebody else has allocated, which keeps its owner and its nature.
@@ -181,7 +189,41 @@ impl Drop for Region {
         if self.is_lent {
             return;
         }
+        if self.bytes >= SHARED_DROP_BYTES {
+            self.discard();
+        }
         trim(self.start.as_ptr(), 0..self.bytes);
+    }
+}
+
+impl Region {
+    /// Gives all pages back, on several threads: `munmap` does it on one, which takes a tenth of a
+    /// second for each GiB of base pages, and whoever interrupts a load waits for that.
+    fn discard(&mut self) {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let from = next.fetch_add(DROP_STEP_BYTES, Ordering::Relaxed);
+                let Some(left) = self.bytes.checked_sub(from).filter(|left| *left > 0) else {
+                    return;
+                };
+                let part = self.at(from).cast();
+                // SAFETY: whole pages of a region that is borrowed exclusively by its drop: its
+                // owner (a slab, an arena) has waited for every transfer into it. What is refused
+                // (of locked pages, say) `munmap` gives back.
+                unsafe { libc::madvise(part, left.min(DROP_STEP_BYTES), libc::MADV_DONTNEED) };
+            }
+        };
+        let threads = available_parallelism().map_or(1, usize::from).min(DROP_THREADS_MAX);
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                // Without more threads, this one does it all.
+                if Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
+            }
+            work();
+        });
     }
 }
 
@@ -234,6 +276,26 @@ mod tests {
         let nothing = Region::lent(&nothing, 0).unwrap();
         nothing.ensure_populated(&(0..0));
         assert!(!nothing.populate_next());
+    }
+
+    /// What several threads give back is given back, locked or not.
+    #[test]
+    fn a_large_region_goes_back_whole() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+        };
+        for locks in [false, true] {
+            let region = Region::new(SHARED_DROP_BYTES + DROP_STEP_BYTES + page_bytes()).unwrap();
+            let before = resident();
+            region.populate(0..region.bytes()).unwrap();
+            // SAFETY: locking changes no byte. Where it is refused, nothing is locked.
+            let _ = locks && unsafe { libc::mlock(region.start().cast(), 1 << 20) } == 0;
+            assert!(resident() > before + SHARED_DROP_BYTES);
+            drop(region);
+            assert!(resident() < before + SHARED_DROP_BYTES / 2);
+        }
     }
 
     #[test]
