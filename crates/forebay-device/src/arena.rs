@@ -2,12 +2,12 @@
 
 use crate::error::DeviceError;
 use crate::pool::Bay;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use forebay_mem::{Alignment, HostPointer, Place, PlaceWatch, Region};
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tensors start at multiples of this, on every device.
 pub(crate) const TENSOR_ALIGNMENT: Alignment = match Alignment::new(256) {

@@ -13,6 +13,11 @@ mod pool;
 mod trace;
 mod uploader;
 
+/// By a name of its own, so that the models of `tests/loom` can put loom's in its place.
+mod sync {
+    pub(crate) use std::sync::*;
+}
+
 pub use arena::{ArenaLayout, Arrange, HostArena, HostWriter};
 pub use error::DeviceError;
 pub use pool::{ArenaWatch, Bay, BayArena, Pool};

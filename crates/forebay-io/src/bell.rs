@@ -1,6 +1,6 @@
 //! Wakes the task that an engine is, where the engine is no thread.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 /// Shared by the task and those who have something for it. The task listens, then looks, then

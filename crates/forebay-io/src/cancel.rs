@@ -1,13 +1,14 @@
 //! One flag that says stop.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a thread of a load sleeps at most before it looks at the flag again.
 pub(crate) const CANCEL_POLL: Duration = Duration::from_millis(25);
 
-/// Asks a load to stop; clones share the flag. Setting it twice is harmless.
+/// Asks a load to stop; clones share the flag. Setting it twice is harmless. Whoever finds it set
+/// finds what was written before that, too: why it was set, say.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,

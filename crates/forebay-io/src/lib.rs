@@ -28,6 +28,11 @@ mod probe;
 mod schedule;
 mod trace;
 
+/// By a name of its own, so that the models of `tests/loom` can put loom's in its place.
+mod sync {
+    pub(crate) use std::sync::*;
+}
+
 pub use cancel::Cancel;
 pub use engine::{
     Filled, FreeSlots, ReadJob, ReadOutcome, ReadStats, SlotReturn, THREADS_MAX, UringSupport,

@@ -23,6 +23,12 @@ mod region;
 mod residency;
 mod slab;
 
+/// By a name of its own, so that the models of `tests/loom` can put loom's in its place.
+mod sync {
+    pub(crate) use std::sync::*;
+    pub(crate) use std::thread::yield_now;
+}
+
 pub use align::{Alignment, HUGE_PAGE_BYTES, page_bytes};
 pub use at_hand::{MemoryAtHand, memory_at_hand};
 pub use error::{MemoryError, Operation};

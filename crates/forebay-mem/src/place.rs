@@ -1,9 +1,9 @@
 //! A destination that is read straight into.
 
 use crate::region::Region;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The exclusive right to fill a range of a region: what a slot is of a slab, for bytes that need
 /// no copy afterwards because they are where they belong. A slot that is aimed at a place

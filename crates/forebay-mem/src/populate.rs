@@ -12,8 +12,8 @@
 //! faster. So each step's time is taken, and where huge pages are slow, base pages are used, with a
 //! look at the others now and then.
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Two huge pages: few calls, and little to wait for when another thread has claimed a step.
@@ -85,7 +85,7 @@ impl Populated {
                     return;
                 }
                 if !self.populate_next(&populate) {
-                    std::thread::yield_now();
+                    crate::sync::yield_now();
                 }
             }
         }

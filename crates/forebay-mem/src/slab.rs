@@ -15,9 +15,9 @@
 use crate::error::MemoryError;
 use crate::place::Place;
 use crate::region::Region;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Nobody's: to be filled next.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ const STATE_DROPPED: u8 = 4;
 pub struct Slab {
     region: Arc<Region>,
     slot_bytes: usize,
+    /// To be counted, no more: what orders the bytes of a slot is that its token is handed on.
     states: Box<[AtomicU8]>,
     /// Slots that were given their pages by [`Slot::populate`].
     populated: Box<[AtomicBool]>,
@@ -96,7 +97,7 @@ impl Slab {
     #[must_use]
     pub fn reuse(slab: &mut Arc<Self>) -> Option<Vec<Slot<Free>>> {
         let unused = Arc::get_mut(slab)?;
-        unused.states.iter_mut().for_each(|state| *state.get_mut() = STATE_FREE);
+        unused.states.iter().for_each(|state| state.store(STATE_FREE, Ordering::Relaxed));
         Some(Self::tokens(slab))
     }
 
@@ -119,7 +120,7 @@ impl Slab {
     /// to it or read from it for ever.
     #[must_use]
     pub fn has_leaked(&self) -> bool {
-        self.has_leaked.load(Ordering::Acquire)
+        self.has_leaked.load(Ordering::Relaxed)
     }
 
     /// The size of one slot in bytes.
@@ -139,7 +140,7 @@ impl Slab {
     pub fn census(&self) -> SlotCensus {
         let mut census = SlotCensus::default();
         for state in &self.states {
-            *match state.load(Ordering::Acquire) {
+            *match state.load(Ordering::Relaxed) {
                 STATE_FREE => &mut census.free,
                 STATE_FILLING => &mut census.filling,
                 STATE_FULL => &mut census.full,
@@ -188,7 +189,7 @@ impl<State> Slot<State> {
     }
 
     fn advance<Next>(mut self, state: u8, bytes: usize) -> Slot<Next> {
-        self.slab().states[self.index].store(state, Ordering::Release);
+        self.slab().states[self.index].store(state, Ordering::Relaxed);
         let (slab, place) = (self.slab.take(), self.place.take());
         Slot { slab, index: self.index, bytes, place, state: PhantomData }
     }
@@ -204,8 +205,8 @@ impl<State> Slot<State> {
     /// Gives the memory up for the life of the process: for a transfer whose end can't be awaited.
     pub fn leak(mut self) {
         if let Some(slab) = self.slab.take() {
-            slab.states[self.index].store(STATE_DROPPED, Ordering::Release);
-            slab.has_leaked.store(true, Ordering::Release);
+            slab.states[self.index].store(STATE_DROPPED, Ordering::Relaxed);
+            slab.has_leaked.store(true, Ordering::Relaxed);
             std::mem::forget(slab);
         }
         std::mem::forget(self.place.take());
@@ -216,8 +217,8 @@ impl<State> Drop for Slot<State> {
     fn drop(&mut self) {
         if let Some(slab) = &self.slab {
             let state = &slab.states[self.index];
-            if state.load(Ordering::Acquire) != STATE_FREE {
-                state.store(STATE_DROPPED, Ordering::Release);
+            if state.load(Ordering::Relaxed) != STATE_FREE {
+                state.store(STATE_DROPPED, Ordering::Relaxed);
             }
         }
     }

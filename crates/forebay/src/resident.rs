@@ -1,7 +1,7 @@
 //! How far the mapped tensors of a load have come into memory, for those who wait for one.
 
+use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Shared by the load's threads and its tensors.

@@ -1,7 +1,7 @@
 //! Who hears that a tensor is whole: the caller's thread through a channel, tasks by being woken.
 
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 /// A tensor is whole, by its index in the catalog.
