@@ -476,6 +476,38 @@ fn fetches_are_futures_of_any_runtime() {
     assert_nothing_left("futures");
 }
 
+/// A task that goes with the last waker that leads to it, and with it what it had wished.
+struct Owns {
+    _wish: Mutex<Fetch>,
+}
+
+impl Wake for Owns {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[test]
+fn a_future_that_moves_on_may_be_the_last_to_know_its_task() {
+    let _alone = alone();
+    let model = Arc::new(even(8));
+    on_a_thread("moved on", move || {
+        let fetcher = fetcher(&model, 2 * SLICE).start().unwrap();
+        // No room for any of those that follow.
+        let held = held(&fetcher, 2);
+        let mut moving = fetcher.fetch("experts", 4..5, 0).unwrap();
+        let other = fetcher.fetch("experts", 5..6, 0).unwrap();
+        let first = Waker::from(Arc::new(Owns { _wish: Mutex::new(other) }));
+        let poll = |fetch: &mut Fetch, waker: &Waker| {
+            Pin::new(fetch).poll(&mut Context::from_waker(waker)).is_pending()
+        };
+        assert!(poll(&mut moving, &first));
+        drop(first);
+        assert!(poll(&mut moving, Waker::noop()));
+        assert_eq!(fetcher.stats().cancelled, 1);
+        drop(held);
+        assert_experts(&model, &moving.wait().unwrap(), 4..5);
+    });
+}
+
 #[test]
 fn futures_are_woken_when_the_fetcher_ends() {
     let _alone = alone();

@@ -274,7 +274,10 @@ impl Future for Fetch {
         if let Some(answer) = self.answer(&state) {
             return Poll::Ready(answer);
         }
-        lock(&self.waiting).waker = Some(context.waker().clone());
+        let before = lock(&self.waiting).waker.replace(context.waker().clone());
+        drop(state);
+        // Without the lock: with its last waker a task may go, and give up a fetch of its own.
+        drop(before);
         Poll::Pending
     }
 }
