@@ -1,5 +1,5 @@
-//! Models of what forebay's threads share, which loom runs in every order that threads can take, with
-//! every value that an atomic may be read as.
+//! Models of what forebay's threads share, which loom runs in every order of threads that it finds to
+//! matter, with every value that an atomic may be read as.
 //!
 //! The files are the library's own, taken as they are; loom's types stand in for those of `std::sync`,
 //! a channel made of a lock for crossbeam's, and memory that loom watches for mapped memory. They are

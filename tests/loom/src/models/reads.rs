@@ -86,26 +86,27 @@ pub(super) fn a_task_hears_of_reads_and_of_the_end() {
     asks.join().unwrap();
 }
 
-/// The same for slots that come back.
+/// The same for slots that come back, while more may come; and then for the end.
 pub(super) fn a_task_hears_of_slots_and_of_the_end() {
     let (slab, tokens) = Slab::new(8, 2).unwrap();
     let (back, mut free) = slot_channel(2);
     let uploader = spawn(move || {
-        for slot in tokens {
-            back.send(slot).unwrap();
-        }
+        tokens.into_iter().for_each(|slot| back.send(slot).unwrap());
+        back
     });
-    let mut taken = Vec::new();
-    loop {
+    let mut next = || loop {
         match free.take(None) {
-            Ok(slot) => taken.push(slot),
-            Err(TryRecvError::Disconnected) => break,
+            Ok(slot) => return Some(slot),
+            Err(TryRecvError::Disconnected) => return None,
             Err(TryRecvError::Empty) => block_on(poll_fn(|context| {
                 if free.poll(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
             })),
         }
-    }
-    assert_eq!(taken.len(), 2);
-    uploader.join().unwrap();
+    };
+    let taken = [next(), next()].map(Option::unwrap);
+    let back = uploader.join().unwrap();
+    let ends = spawn(move || drop(back));
+    assert!(next().is_none());
+    ends.join().unwrap();
     drop((taken, slab));
 }

@@ -9,29 +9,34 @@ use loom::thread::spawn;
 use std::future::poll_fn;
 use std::task::Poll;
 
-/// Two announcers, a stream that sleeps between tensors: it gets each, and the end.
+/// Two announcers, a stream that sleeps between tensors: it gets each, while more may land, and then
+/// the end.
 pub(super) fn a_stream_hears_of_every_tensor() {
     let (announcer, landed, landings) = Announcer::new(2);
-    let threads = [announcer.clone(), announcer]
-        .into_iter()
-        .enumerate()
-        .map(|(tensor, announcer)| spawn(move || announcer.announce(tensor)));
+    let announcers = [announcer.clone(), announcer];
+    let threads = announcers.into_iter().enumerate().map(|(tensor, announcer)| {
+        spawn(move || {
+            announcer.announce(tensor);
+            announcer
+        })
+    });
     let threads: Vec<_> = threads.collect();
-    let mut got = Vec::new();
     // As `Load::poll_landed`.
-    while let Some(tensor) = block_on(poll_fn(|context| {
-        landings.wake_stream(context.waker());
-        match landed.try_recv() {
-            Ok(landed) => Poll::Ready(Some(landed.0)),
-            Err(TryRecvError::Empty) => Poll::Pending,
-            Err(TryRecvError::Disconnected) => Poll::Ready(None),
-        }
-    })) {
-        got.push(tensor);
-    }
-    got.sort_unstable();
-    assert_eq!(got, [0, 1]);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let next = || {
+        block_on(poll_fn(|context| {
+            landings.wake_stream(context.waker());
+            match landed.try_recv() {
+                Ok(landed) => Poll::Ready(Some(landed.0)),
+                Err(TryRecvError::Empty) => Poll::Pending,
+                Err(TryRecvError::Disconnected) => Poll::Ready(None),
+            }
+        }))
+    };
+    assert_eq!(next().unwrap() + next().unwrap(), 1);
+    let announcers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let ends = spawn(move || drop(announcers));
+    assert_eq!(next(), None);
+    ends.join().unwrap();
 }
 
 /// A task that waits for one tensor while others land.
