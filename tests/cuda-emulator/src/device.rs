@@ -104,11 +104,14 @@ impl Device {
         *lock(&self.retained) += 1;
     }
 
-    /// How often it is still retained.
-    pub(crate) fn release(&self) -> Answer<u32> {
+    /// After the last one `end` is done, before anybody retains it again.
+    pub(crate) fn release(&self, end: impl FnOnce()) -> Answer {
         let mut retained = lock(&self.retained);
         *retained = retained.checked_sub(1).ok_or(Code::INVALID_CONTEXT)?;
-        Ok(*retained)
+        if *retained == 0 {
+            end();
+        }
+        Ok(())
     }
 
     pub(crate) fn retained(&self) -> u32 {

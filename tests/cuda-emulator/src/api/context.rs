@@ -16,10 +16,7 @@ entry_points! {
     /// The last release ends the context: what is left in it is freed, and told.
     fn cuDevicePrimaryCtxRelease_v2(device: i32) with Current, |call| {
         let device = call.driver.device(device)?;
-        if device.release()? == 0 {
-            call.driver.reset(&device);
-        }
-        Ok(())
+        device.release(|| call.driver.reset(&device))
     }
 
     fn cuDevicePrimaryCtxReset_v2(device: i32) with Current, |call| {
