@@ -33,6 +33,15 @@ micro:
 fuzz seconds *targets:
     tests/fuzz/run {{seconds}} {{targets}}
 
+# What threads share, in every order; and whether the models notice mistakes
+loom:
+    cargo run --release --manifest-path tests/loom/Cargo.toml --target-dir target/loom
+    tests/loom/mutants
+
+# Tests under a sanitizer (sanitize address; sanitize valgrind)
+sanitize *arguments:
+    tests/sanitize {{arguments}}
+
 # The API's documentation
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
