@@ -16,8 +16,16 @@ What it writes comes out here, both streams on standard output. What the kernel 
 target/vm/console-PID.log, which is kept and named if the machine fails.
 
 Drives (--nvme, repeatable) are raw files, left as they were: what the machine writes is forgotten.
-Drive number N is /dev/nvmeNn1, and mounted at /nvmeN if it holds ext4. The name goes to QEMU, so
-read errors are `--nvme blkdebug:errors.conf:disk.ext4`.
+Drive number N has the serial number driveN, and is mounted at /nvmeN if it holds ext4; kernels that
+look for drives on several threads may give /dev/nvmeNn1 to another one. The name goes to QEMU, so
+read errors are `--nvme blkdebug:errors.conf:disk.ext4`. So do more properties, of what is plugged in
+and of what is behind it:
+
+    --device 1,logical_block_size=4096,physical_block_size=4096   drive 1 has sectors of 4096 bytes
+    --drive 1,throttling.bps-read=8000000                         drive 1 is slow
+
+With --monitor, COMMAND has QEMU's monitor at /dev/ttyS2, and may take drive 1 out of the machine that
+it runs on: `echo device_del nvme1 >/dev/ttyS2`.
 
 Exit status: COMMAND's; 77 if something is missing here (with a line `SKIPPED: …`; 0 with
 --skip-ok); 124 after --timeout; 125 if the machine could not be started, or ended without a
@@ -49,14 +57,16 @@ INIT = """#!/bin/busybox sh
 export PATH=/bin HOME=/root TERM=dumb
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
-for module in $(cat /modules/order); do insmod /modules/$module; done
-for drive in /dev/nvme*n1; do
-  [ -b $drive ] || continue
-  folder=/${drive#/dev/}; folder=${folder%n1}
-  mkdir -p $folder && mount -t ext4 $drive $folder 2>/dev/null || rmdir $folder
+for module in $(cat /modules/order); do
+  insmod /modules/$module $(tr ' ' '\\n' </proc/cmdline | sed -n "s/^$module\\.//p")
+done
+for serial in /sys/class/nvme/*/serial; do
+  [ -e $serial ] || continue
+  drive=$(basename $(dirname $serial)) folder=/nvme$(sed 's/[^0-9]//g' $serial)
+  mkdir -p $folder && mount -t ext4 /dev/${drive}n1 $folder 2>/dev/null || rmdir $folder
 done
 ip link set lo up
-stty -F /dev/ttyS1 raw -echo
+for console in /dev/ttyS1 /dev/ttyS2; do stty -F $console raw -echo 2>/dev/null; done
 cd /root
 sh /command </dev/null >/dev/ttyS1 2>&1
 echo "vm: status $?"
@@ -208,8 +218,23 @@ def numa_arguments(nodes, cpus, memory_mib):
     return arguments
 
 
+def properties(texts, number):
+    """What of `N,PROPERTIES` is about drive `number`, to be put behind its others."""
+    parts = [text.partition(",") for text in texts]
+    return "".join(f",{rest}" for drive, _, rest in parts if drive == str(number))
+
+
+def monitor_arguments(path):
+    """Two ends of a socket in the same QEMU: its monitor listens, a serial port is connected."""
+    return ["-chardev", f"socket,id=monitor,path={path},server=on,wait=off",
+            "-mon", "chardev=monitor",
+            "-chardev", f"socket,id=guest,path={path}", "-serial", "chardev:guest"]
+
+
 def machine(options, kernel, initrd, console):
     [image] = kernel.glob("boot/vmlinuz-*")
+    # Where the host is so busy that the emulated timer stands still for a moment, the kernel would take
+    # it for broken: no_timer_check.
     # One thread for all processors: with one for each, on fewer processors, QEMU loses a wakeup once
     # in some dozens of machines, and the kernel waits for it for ever.
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max",
@@ -217,12 +242,17 @@ def machine(options, kernel, initrd, console):
                "-nodefaults", "-display", "none", "-no-reboot",
                "-serial", f"file:{console}", "-serial", "stdio",
                "-kernel", image, "-initrd", initrd, "-append",
-               f"console=ttyS0 quiet panic=-1 {options.append}",
+               f"console=ttyS0 quiet panic=-1 no_timer_check {options.append}",
                *numa_arguments(options.numa, options.cpus, options.memory)]
     for number, drive in enumerate(options.nvme):
         name = drive.replace(",", ",,")
-        command += ["-drive", f"if=none,id=drive{number},format=raw,snapshot=on,file={name}",
-                    "-device", f"nvme,drive=drive{number},serial=drive{number}"]
+        more_drive = properties(options.drive, number)
+        more_device = properties(options.device, number)
+        command += [
+            "-drive", f"if=none,id=drive{number},format=raw,snapshot=on,file={name}{more_drive}",
+            "-device", f"nvme,id=nvme{number},drive=drive{number},serial=drive{number}{more_device}"]
+    if options.monitor:
+        command += monitor_arguments(f"{initrd}.monitor")
     return [*command, *shlex.split(options.qemu)]
 
 
@@ -268,6 +298,12 @@ def main():
                         help="put FILE into /bin there, with its shared libraries")
     parser.add_argument("--nvme", action="append", default=[], metavar="FILE",
                         help="a drive that holds FILE")
+    parser.add_argument("--drive", action="append", default=[], metavar="N,PROPERTIES",
+                        help="more for QEMU about what is behind drive N")
+    parser.add_argument("--device", action="append", default=[], metavar="N,PROPERTIES",
+                        help="more for QEMU about drive N itself")
+    parser.add_argument("--monitor", action="store_true",
+                        help="QEMU's monitor is /dev/ttyS2 there")
     parser.add_argument("--kernel", metavar="PACKAGE",
                         help=f"its apt package, or a .deb ({' or '.join(KERNELS)})")
     parser.add_argument("--append", default="", metavar="TEXT",
