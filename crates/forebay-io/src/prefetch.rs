@@ -312,7 +312,9 @@ impl Run {
                 errno,
                 at: StepAt::Read,
                 offset: Some(offset),
-                reason: "the kernel can't populate a mapping (Linux 5.14 can)".to_owned(),
+                reason: "the kernel can't populate a mapping (Linux 5.14 can), or would not end where the \
+                         disk fails (6.9 does)"
+                    .to_owned(),
             });
         }
     }

@@ -130,8 +130,9 @@ impl Threads {
                 let _policy = numa::of_this_thread(numa);
                 let _end = EndOfBringing(&tensors);
                 let outcome = job.run();
-                if !outcome.steps.is_empty() {
-                    // Pages that came otherwise than by populating may not have been locked.
+                if !outcome.steps.is_empty() && outcome.failure.is_none() {
+                    // Pages that came otherwise than by populating may not have been locked. Where the
+                    // disk failed, old kernels would not come back from this.
                     tensors.lock.lock_in();
                 }
                 stop.end(outcome.failure.is_none());

@@ -25,6 +25,7 @@ fn kernel() -> Check {
         ((5, 14), "populating memory ahead"),
         ((6, 1), "direct I/O alignment by statx, deferred task work of io_uring"),
         ((6, 5), "asking the page cache (cachestat)"),
+        ((6, 9), "populating mapped files safely"),
         ((6, 14), "reads that leave no page cache behind (RWF_DONTCACHE)"),
     ];
     let lacking: Vec<&str> =
