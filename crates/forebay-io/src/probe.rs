@@ -6,6 +6,9 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 
+/// What the kernel counts memory in.
+const PAGE: u64 = 4096;
+
 /// Who told the alignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AlignmentSource {
@@ -104,6 +107,16 @@ impl Readahead {
     pub fn is_large(&self) -> bool {
         self.window_bytes >= Some(1 << 20)
     }
+}
+
+/// The most that one request for a disk takes, of memory that lies in single pages: what is read at
+/// once beyond that, the kernel splits.
+pub(crate) fn request_bytes(device: u64) -> u32 {
+    let segments = queue_number(device, "max_segments").map(|count| count.saturating_sub(1) * PAGE);
+    let sectors = queue_number(device, "max_sectors_kb").map(|kib| kib << 10);
+    let bytes =
+        segments.zip(sectors).map_or(128 << 10, |(segments, sectors)| segments.min(sectors));
+    u32::try_from(bytes / PAGE * PAGE).unwrap_or(u32::MAX).max(4096)
 }
 
 /// A number from the request queue of a block device, by its `st_dev` number, from sysfs. A
