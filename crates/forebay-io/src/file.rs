@@ -1,6 +1,6 @@
 //! A model file, opened and understood.
 
-use crate::cache::{cached_bytes, drop_cached};
+use crate::cache::{cached_bytes, drop_cached, is_cached_at};
 use crate::probe::{DirectAlignment, Readahead, direct_alignment, request_bytes};
 use forebay_mem::{FileMapping, Writes};
 use nix::errno::Errno;
@@ -213,7 +213,11 @@ impl ModelFile {
         // By offset, not by the descriptor's position, which all users of this file share.
         let end = range.end.min(self.bytes());
         let range = range.start.min(end)..end;
-        let is_cold = self.cached_bytes(range.clone()) == Ok(0);
+        let is_cold = match self.cached_bytes(range.clone()) {
+            Ok(cached) => cached == 0,
+            // The kernel does not tell: before Linux 6.5, or to those who don't own the file.
+            Err(_) => !is_cached_at(&self.buffered, range.start),
+        };
         expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_RANDOM);
         let part = self.read_up_to(range.clone());
         expect(&self.buffered, PosixFadviseAdvice::POSIX_FADV_NORMAL);

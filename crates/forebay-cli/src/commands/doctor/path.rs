@@ -149,10 +149,13 @@ fn page_cache(file: &ModelFile, is_model: bool) -> Check {
             let found = format!("can't be asked what it holds: {errno}");
             let remedy = match errno {
                 Errno::EPERM => {
-                    "only a file's owner and who may write to it may ask; for others `auto` reads \
-                     cached files anew"
+                    "only a file's owner and who may write to it may ask; for others `auto` tries \
+                     whether pages of each read come without waiting"
                 }
-                _ => "Linux 6.5 can; until then `auto` reads cached files anew",
+                _ => {
+                    "Linux 6.5 can; until then `auto` tries whether pages of each read come without \
+                     waiting"
+                }
             };
             Check::bad(name, found, remedy)
         }
