@@ -308,9 +308,17 @@ fn read_remedy(failure: &ReadFailure) -> Option<String> {
         FailureKind::FallbackForbidden { .. } => {
             "leave --no-fallback out, or choose a mode this file's storage takes (forebay doctor)"
         }
-        FailureKind::Errno(Errno::EIO) => {
-            "the storage failed: look at dmesg and the drive's health, get the file again"
-        }
+        // The kernel's words for a medium, a cable, a controller or a drive that is gone.
+        FailureKind::Errno(
+            Errno::EIO
+            | Errno::ENODATA
+            | Errno::EILSEQ
+            | Errno::EREMOTEIO
+            | Errno::ENOLINK
+            | Errno::ETIMEDOUT
+            | Errno::ENODEV
+            | Errno::ENXIO,
+        ) => "the storage failed: look at dmesg and the drive's health, get the file again",
         FailureKind::Errno(Errno::ESTALE) => "the network filesystem lost the file: mount it anew",
         FailureKind::Stalled(_) => "the storage does not answer: look at dmesg",
         _ => return None,
