@@ -38,9 +38,9 @@ pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
         if forebay::steers_text(letter) {
-            shown.extend(letter.escape_debug())
+            shown.extend(letter.escape_debug());
         } else {
-            shown.push(letter)
+            shown.push(letter);
         }
     }
     shown
