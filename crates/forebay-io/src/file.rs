@@ -1,7 +1,7 @@
 //! A model file, opened and understood.
 
 use crate::cache::{cached_bytes, drop_cached, is_cached_at};
-use crate::probe::{DirectAlignment, Readahead, direct_alignment, request_bytes};
+use crate::probe::{DirectAlignment, Readahead, direct_alignment, polled_bytes};
 use forebay_mem::{FileMapping, Writes};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
@@ -76,7 +76,8 @@ pub struct ModelFile {
     buffered: File,
     direct: Result<(File, DirectAlignment), Errno>,
     readahead: Readahead,
-    request_bytes: u32,
+    /// What its bytes lie on, as in `st_dev`.
+    device: u64,
     is_fuse: bool,
     /// On overlay filesystems, whose files `cachestat` knows nothing of: a mapping, which leads to
     /// the layer below, and so does `mincore`. `None` where the answer could not be believed.
@@ -120,11 +121,10 @@ impl ModelFile {
             other => other,
         };
         let readahead = Readahead::of(device);
-        let request_bytes = request_bytes(device);
         let layered = is_on(&buffered, OVERLAYFS_SUPER_MAGIC).then(OnceLock::new);
         let is_fuse = is_on(&buffered, FUSE_SUPER_MAGIC);
         let path = path.to_owned();
-        Ok(Self { path, identity, buffered, direct, readahead, request_bytes, is_fuse, layered })
+        Ok(Self { path, identity, buffered, direct, readahead, device, is_fuse, layered })
     }
 
     /// The path it was opened by.
@@ -166,9 +166,9 @@ impl ModelFile {
         self.readahead
     }
 
-    /// The most that one request for its disk takes.
-    pub(crate) fn request_bytes(&self) -> u32 {
-        self.request_bytes
+    /// The most that can be polled for at once; `None` where its disk has no queues for that.
+    pub(crate) fn polled_bytes(&self) -> Option<u32> {
+        polled_bytes(self.device)
     }
 
     /// Whether io_uring reads it right. Of FUSE it does not, where a file is read past the page cache

@@ -110,13 +110,15 @@ impl Readahead {
 }
 
 /// The most that one request for a disk takes, of memory that lies in single pages: what is read at
-/// once beyond that, the kernel splits.
-pub(crate) fn request_bytes(device: u64) -> u32 {
-    let segments = queue_number(device, "max_segments").map(|count| count.saturating_sub(1) * PAGE);
-    let sectors = queue_number(device, "max_sectors_kb").map(|kib| kib << 10);
-    let bytes =
-        segments.zip(sectors).map_or(128 << 10, |(segments, sectors)| segments.min(sectors));
-    u32::try_from(bytes / PAGE * PAGE).unwrap_or(u32::MAX).max(4096)
+/// once beyond that, the kernel splits. `None` if it has no queues to poll.
+pub(crate) fn polled_bytes(device: u64) -> Option<u32> {
+    if queue_number(device, "io_poll")? == 0 {
+        return None;
+    }
+    let segments = queue_number(device, "max_segments")?.saturating_sub(1).saturating_mul(PAGE);
+    let sectors = queue_number(device, "max_sectors_kb")?.saturating_mul(1 << 10);
+    let bytes = segments.min(sectors) / PAGE * PAGE;
+    Some(u32::try_from(bytes.max(PAGE)).unwrap_or(u32::MAX / 4096 * 4096))
 }
 
 /// A number from the request queue of a block device, by its `st_dev` number, from sysfs. A

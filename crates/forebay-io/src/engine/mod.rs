@@ -198,11 +198,19 @@ impl ReadJob {
         }
     }
 
-    /// Leaves all rings for files that they would read wrong.
+    /// Leaves all rings for files that they would read wrong, and one that polls for drives that can't
+    /// be polled.
     fn refuse_ring(&mut self) {
         let is_wrong = self.files.iter().any(|file| !file.is_for_rings());
         while is_wrong && self.schedule.performer().is_ring() && !self.is_over() {
             let reason = "io_uring misplaces what FUSE answers short";
+            self.schedule.leave_performer(Errno::EOPNOTSUPP, StepAt::Setup, None, reason);
+        }
+        // Not every kernel refuses: 6.1 polls for what comes by interrupts, and was seen to answer that
+        // a file ends before its end.
+        let is_polled = self.schedule.performer() == Performer::UringPolled && !self.is_over();
+        if is_polled && self.files.iter().any(|file| file.polled_bytes().is_none()) {
+            let reason = "the drive has no queues that can be polled";
             self.schedule.leave_performer(Errno::EOPNOTSUPP, StepAt::Setup, None, reason);
         }
     }

@@ -236,6 +236,10 @@ struct Ring {
     /// The memory that operations write to; also held by every token in `slots`.
     slab: Arc<Slab>,
     files: Arc<[ModelFile]>,
+    /// By file, the most that is read at once, if this polls. Of a read that it would have to split
+    /// Linux before 6.3 says "try again" for ever (seen on 6.1, in `tests/vm/kernels`); later ones
+    /// don't poll for it.
+    polled_bytes: Vec<u32>,
     /// Tokens of the slots that the kernel may be writing to, by slot index.
     slots: Vec<Option<Slot<Filling>>>,
     ops: Vec<Option<Op>>,
@@ -256,7 +260,14 @@ struct Ring {
 impl Ring {
     fn new(ring: IoUring, performer: Performer, slab: Arc<Slab>, files: Arc<[ModelFile]>) -> Self {
         let slots = slab.slots();
+        let polled_bytes = match performer {
+            Performer::UringPolled => {
+                files.iter().map(|file| file.polled_bytes().unwrap_or(u32::MAX)).collect()
+            }
+            _ => Vec::new(),
+        };
         Self {
+            polled_bytes,
             has_timed_wait: ring.params().is_feature_ext_arg(),
             ring,
             performer,
@@ -331,12 +342,7 @@ impl Ring {
         let flags = if op.access == Access::DontCache { RWF_DONTCACHE } else { 0 };
         let registered = u32::try_from(2 * op.file + usize::from(!direct));
         let file = &self.files[op.file];
-        // One request at a time can be polled for. Of a read that it would have to split, Linux before
-        // 6.3 says "try again" for ever (seen on 6.1, in `tests/vm/kernels`), later ones don't poll.
-        let bytes = match self.performer {
-            Performer::UringPolled => op.bytes.min(file.request_bytes()),
-            _ => op.bytes,
-        };
+        let bytes = self.polled_bytes.get(op.file).map_or(op.bytes, |&most| op.bytes.min(most));
         let file = file.direct().ok().filter(|_| direct).map_or(file.buffered(), |(file, _)| file);
         let descriptor = Fd(file.as_raw_fd());
         let registered_buffers = self.slots_per_buffer.filter(|_| !slot.is_aimed());
