@@ -55,12 +55,8 @@ fuzz_target!(|load: Load| {
     let files = if files.is_empty() { vec![(4097, 512)] } else { files };
     let reads: Vec<_> = load.reads.iter().take(READS_MAX).map(raw).collect();
     let plan = Plan::of(&files, &reads, 1 + usize::from(load.slots) % SLOTS_MAX);
-    let performers = [
-        Performer::UringPolled,
-        Performer::Uring,
-        Performer::TokioUring,
-        Performer::Threads,
-    ];
+    let performers =
+        [Performer::UringPolled, Performer::Uring, Performer::TokioUring, Performer::Threads];
     let performer = performers[usize::from(load.performer) % performers.len()];
     let fallback = if load.fallback_forbidden { Fallback::Forbidden } else { Fallback::Allowed };
     let script: Vec<_> = load.script.iter().map(|(pick, turn)| (*pick, event(turn))).collect();
