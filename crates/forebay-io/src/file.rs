@@ -167,7 +167,8 @@ impl ModelFile {
     }
 
     /// The most that can be polled for at once; `None` where its disk has no queues for that.
-    pub(crate) fn polled_bytes(&self) -> Option<u32> {
+    #[must_use]
+    pub fn polled_bytes(&self) -> Option<u32> {
         polled_bytes(self.device)
     }
 

@@ -118,7 +118,7 @@ pub(crate) fn polled_bytes(device: u64) -> Option<u32> {
     let segments = queue_number(device, "max_segments")?.saturating_sub(1).saturating_mul(PAGE);
     let sectors = queue_number(device, "max_sectors_kb")?.saturating_mul(1 << 10);
     let bytes = segments.min(sectors) / PAGE * PAGE;
-    Some(u32::try_from(bytes.max(PAGE)).unwrap_or(u32::MAX / 4096 * 4096))
+    Some(u32::try_from(bytes.max(PAGE)).unwrap_or(1 << 30))
 }
 
 /// A number from the request queue of a block device, by its `st_dev` number, from sysfs. A

@@ -468,6 +468,11 @@ impl Plan {
         {
             self.why.push(format!("io_uring is refused here ({errno}): threads will read"));
             self.expect_performer(Performer::Threads);
+        } else if self.performer == Performer::UringPolled
+            && self.model.files().iter().any(|file| file.polled_bytes().is_none())
+        {
+            self.why.push("the drive has no queues to poll: io_uring will wait for it".to_owned());
+            self.expect_performer(Performer::Uring);
         }
     }
 
