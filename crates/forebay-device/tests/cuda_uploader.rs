@@ -108,7 +108,7 @@ fn segment(arena: usize, tensor: usize, slot_offset: u32, offset: u64, bytes: u3
 
 /// Waits for one completion.
 fn settle(uploader: &mut Uploader) -> Result<Option<Drained>, DeviceError> {
-    let completion = uploader.completions().recv_timeout(Duration::from_secs(20)).unwrap();
+    let completion = uploader.completions().recv_timeout(Duration::from_secs(60)).unwrap();
     uploader.settle(completion)
 }
 

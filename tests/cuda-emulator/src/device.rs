@@ -210,3 +210,23 @@ impl Device {
         self.default_stream.get().cloned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn devices_and_directions_have_engines_of_their_own() {
+        let devices = [0, 1].map(|ordinal| Device::new(ordinal, DeviceConfig::default()));
+        let ready = Instant::now();
+        let begin = |device: &Device, direction| {
+            let (engine, _) = device.engine(direction).expect("an engine for the bus");
+            engine.reserve(ready, Duration::from_secs(1)).begin
+        };
+        assert_eq!(begin(&devices[0], Direction::Upload), ready);
+        assert_eq!(begin(&devices[0], Direction::Download), ready);
+        assert_eq!(begin(&devices[1], Direction::Upload), ready);
+        assert_eq!(begin(&devices[0], Direction::Upload), ready + Duration::from_secs(1));
+    }
+}

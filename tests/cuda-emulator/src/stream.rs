@@ -39,10 +39,10 @@ impl Stream {
     pub(crate) fn start(device: Arc<Device>, flags: u32, priority: i32) -> Result<Arc<Self>, Code> {
         let queue = Mutex::new(Queue::default());
         let stream = Arc::new(Self { device, priority, flags, queue, changed: Condvar::new() });
-        let worker = Arc::clone(&stream);
+        let (worker, started_at) = (Arc::clone(&stream), Instant::now());
         std::thread::Builder::new()
             .name("emulated-stream".into())
-            .spawn(move || worker.perform_all())
+            .spawn(move || worker.perform_all(started_at))
             .map_err(|_| Code::OPERATING_SYSTEM)?;
         Ok(stream)
     }
@@ -90,9 +90,9 @@ impl Stream {
         self.changed.notify_all();
     }
 
-    fn perform_all(&self) {
+    fn perform_all(&self, started_at: Instant) {
         timeline::sleep_exactly();
-        let mut due = Instant::now();
+        let mut due = started_at;
         while let Some((asked_at, work)) = self.next() {
             match catch_unwind(AssertUnwindSafe(|| work(due.max(asked_at)))) {
                 Ok(end) => due = end,
