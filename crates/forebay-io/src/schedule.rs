@@ -117,6 +117,16 @@ struct Flight {
     patient: bool,
 }
 
+/// What did not come, and would not by another access either, because of what lies there: or of
+/// what lies beside it, where the kernel asked for both at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Suspect {
+    pub(crate) read: usize,
+    pub(crate) file: usize,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u32,
+}
+
 #[derive(Clone, Debug)]
 struct FileState {
     direct_offset: Alignment,
@@ -145,6 +155,7 @@ pub struct Schedule {
     fallback: Fallback,
     steps: Vec<Step>,
     failure: Option<ReadFailure>,
+    suspects: Vec<Suspect>,
     ops: u64,
     resubmitted: u64,
 }
@@ -200,6 +211,7 @@ impl Schedule {
             fallback,
             steps: Vec::new(),
             failure: None,
+            suspects: Vec::new(),
             ops: 0,
             resubmitted: 0,
         }
@@ -320,6 +332,12 @@ impl Schedule {
     pub fn complete(&mut self, slot: usize, result: Result<u32, Errno>) -> Completion {
         let mut flight = self.flights[slot].expect("an engine completes only what it was given");
         self.ops += 1;
+        if matches!(result, Err(errno) if is_of_a_place(errno)) && flight.access == Access::Direct {
+            let Flight { read, spec, received, .. } = flight;
+            let offset = spec.offset + u64::from(received);
+            let bytes = spec.bytes - received;
+            self.suspects.push(Suspect { read, file: spec.file, offset, bytes });
+        }
         if self.failure.is_some() {
             self.land(slot);
             return Completion::Stop;
@@ -394,6 +412,22 @@ impl Schedule {
         self.failure.as_ref()
     }
 
+    /// The direct reads among which is what it stopped for, if it did for what lies somewhere.
+    pub(crate) fn suspects(&self) -> &[Suspect] {
+        match &self.failure {
+            Some(ReadFailure { kind: FailureKind::Errno(errno), .. }) if is_of_a_place(*errno) => {
+                &self.suspects
+            }
+            _ => &[],
+        }
+    }
+
+    /// What it truly stopped for.
+    pub(crate) fn stopped_for(&mut self, suspect: &Suspect, errno: Errno, offset: u64) {
+        let (read, file) = (Some(suspect.read), Some(suspect.file));
+        self.failure = Some(ReadFailure { kind: FailureKind::Errno(errno), read, file, offset });
+    }
+
     /// The steps down so far, in the order they were taken.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
@@ -426,4 +460,9 @@ impl Schedule {
         let offset = spec.offset + u64::from(flight.received);
         self.stop(ReadFailure { kind, read: Some(flight.read), file: Some(spec.file), offset });
     }
+}
+
+/// Whether an errno tells of a place on a medium: it can't be read, or is not what was written.
+fn is_of_a_place(errno: Errno) -> bool {
+    matches!(errno, Errno::EIO | Errno::ENODATA | Errno::EILSEQ | Errno::EREMOTEIO)
 }

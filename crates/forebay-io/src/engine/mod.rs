@@ -1,5 +1,6 @@
 //! Engines: who performs the schedule's operations. They decide nothing.
 
+mod blame;
 mod free;
 mod threads;
 #[cfg(feature = "tokio-uring")]
@@ -134,7 +135,7 @@ impl ReadJob {
         if !self.is_over() && self.schedule.performer() == Performer::TokioUring {
             carried = tokio_uring::run(&mut self, &mut stats).await;
         }
-        if self.is_over() {
+        if self.is_over() && self.schedule.suspects().is_empty() {
             return self.finish(carried, stats, started);
         }
         tokio_uring::elsewhere(self, move |job| job.finish(carried, stats, started)).await
@@ -163,15 +164,16 @@ impl ReadJob {
         Vec::new()
     }
 
-    /// What the ring has left undone is done by threads, `carried` first.
+    /// What the ring has left undone is done by threads, `carried` first; what could not be read is
+    /// named.
     fn finish(
         self,
         carried: Vec<Slot<Filling>>,
         mut stats: ReadStats,
         started: Instant,
     ) -> ReadOutcome {
-        let files = Arc::clone(&self.files);
-        let schedule = if self.is_over() {
+        let (files, cancel) = (Arc::clone(&self.files), self.cancel.clone());
+        let mut schedule = if self.is_over() {
             self.schedule
         } else {
             let (schedule, spent) = threads::run(self, carried);
@@ -180,6 +182,7 @@ impl ReadJob {
             schedule
         };
         stats.elapsed = started.elapsed();
+        blame::find(&mut schedule, &files, &cancel);
         sweep_cache(&files, &schedule);
         ReadOutcome { schedule, stats }
     }

@@ -238,7 +238,12 @@ fn perform(shared: &Shared, slot: &mut Slot<Filling>, op: &Op) -> Result<u32, Er
     }
 }
 
-fn preadv2(file: &std::fs::File, buffer: &mut [u8], offset: u64, flags: i32) -> Result<u32, Errno> {
+pub(super) fn preadv2(
+    file: &std::fs::File,
+    buffer: &mut [u8],
+    offset: u64,
+    flags: i32,
+) -> Result<u32, Errno> {
     let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the vector describes `buffer`, which this call borrows uniquely until it returns,
