@@ -7,7 +7,9 @@
 
 mod common;
 
-use common::{Context, OK, allocate, download, event, free, register, stream, unregister, upload};
+use common::{
+    Context, Gate, OK, allocate, download, event, free, register, stream, unregister, upload,
+};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUresult};
 use forebay_cuda_emulator::Emulator;
@@ -33,16 +35,18 @@ fn the_nth_call_fails_and_no_other() {
 #[test]
 fn an_error_of_a_copy_surfaces_later_and_stays() {
     let _turn = common::turn();
-    Emulator::new().upload_bytes_per_s(100e6).fail_copy(2, 719).install();
+    Emulator::new().fail_copy(2, 719).install();
     let _context = Context::of(0);
     let (target, stream, event) = (allocate(3 << 20), stream(), event());
     let mut slot = vec![1u8; 1 << 20];
     assert_eq!(register(&mut slot), OK);
+    let gate = Gate::on(stream);
     for copy in 0..3 {
-        // Asked for while the first one is still under way: nothing has failed yet.
+        // Asked for while none has begun: nothing has failed yet.
         assert_eq!(upload(target + (copy << 20), slot.as_ptr(), 1 << 20, stream), OK);
     }
     assert_eq!(unsafe { sys::cuEventRecord(event, stream) }, OK);
+    drop(gate);
     assert_eq!(unsafe { sys::cuEventSynchronize(event) }, LAUNCH_FAILED);
     assert_eq!(unsafe { sys::cuStreamSynchronize(stream) }, LAUNCH_FAILED);
     assert_eq!(unsafe { sys::cuCtxSynchronize() }, LAUNCH_FAILED);

@@ -7,7 +7,9 @@
 
 mod common;
 
-use common::{Context, OK, allocate, download, fill, free, register, stream, unregister, upload};
+use common::{
+    Context, Gate, OK, allocate, download, fill, free, register, stream, unregister, upload,
+};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUDA_MEMCPY2D, CUmemorytype, CUpointer_attribute, CUresult};
 use forebay_cuda_emulator::Emulator;
@@ -82,9 +84,11 @@ fn a_registered_source_is_read_late() {
     let mut source = vec![1; 1 << 20];
     assert_eq!(register(&mut source), OK);
     assert_eq!(register(&mut source[5..9]), CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+    let gate = Gate::on(stream);
     assert_eq!(upload(target, source.as_ptr(), source.len(), stream), OK);
     assert_eq!(unsafe { sys::cuStreamQuery(stream) }, CUresult::CUDA_ERROR_NOT_READY);
     source.fill(2);
+    drop(gate);
     unsafe { result::stream::synchronize(stream) }.unwrap();
     assert!(download(target, 1 << 20).contains(&2));
     let report = Emulator::report();

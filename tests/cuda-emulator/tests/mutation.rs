@@ -7,7 +7,7 @@ use forebay_cuda_emulator::Emulator;
 
 #[test]
 fn a_ring_that_does_not_wait_arrives_corrupt() {
-    Emulator::new().upload_bytes_per_s(400e6).immediate_events().install();
+    Emulator::new().upload_bytes_per_s(40e6).immediate_events().install();
     let _context = Context::of(0);
     assert!(corrupt_chunks_of_ring(16, 1 << 20) > 0);
     let report = Emulator::report();

@@ -39,17 +39,8 @@ pub trait Header: Sized {
     /// Its own.
     fn parse(prefix: &[u8], file_bytes: u64) -> Result<Parse<Self>, FormatError>;
 
-    /// How many bytes it takes.
-    fn header_bytes(&self) -> u64;
-
-    /// Where the data begins.
-    fn data_offset(&self) -> u64;
-
-    /// The tensors.
-    fn tensors(&self) -> &[Tensor];
-
-    /// The key/values.
-    fn metadata(&self) -> &Metadata;
+    /// What it says.
+    fn said(&self) -> Said<'_>;
 
     /// The catalog of this file alone.
     ///
@@ -58,96 +49,48 @@ pub trait Header: Sized {
     fn catalog(self, name: String, file_bytes: u64) -> Result<Catalog, FormatError>;
 }
 
-impl Header for GgufFile {
-    const FORMAT: Format = Format::Gguf;
-    // Key/values of a key of three letters and a byte: 10 (tensors: 4).
-    const PEAK_FACTOR: usize = 16;
-
-    fn parse(prefix: &[u8], file_bytes: u64) -> Result<Parse<Self>, FormatError> {
-        gguf::parse(prefix, file_bytes)
-    }
-
-    fn header_bytes(&self) -> u64 {
-        self.header_bytes()
-    }
-
-    fn data_offset(&self) -> u64 {
-        self.data_offset()
-    }
-
-    fn tensors(&self) -> &[Tensor] {
-        self.tensors()
-    }
-
-    fn metadata(&self) -> &Metadata {
-        self.metadata()
-    }
-
-    fn catalog(self, name: String, file_bytes: u64) -> Result<Catalog, FormatError> {
-        gguf::catalog(vec![(name, file_bytes, self)])
-    }
+/// What a header says.
+pub struct Said<'a> {
+    /// How many bytes it takes, and where the data begins.
+    places: [u64; 2],
+    tensors: &'a [Tensor],
+    metadata: &'a Metadata,
 }
 
-impl Header for SafetensorsFile {
-    const FORMAT: Format = Format::Safetensors;
-    // Metadata of `"abc":"",`: 26 (tensors: 4).
-    const PEAK_FACTOR: usize = 40;
+macro_rules! header {
+    ($file:ty, $format:ident, $factor:literal, $parser:ident, $end:ident, $catalog:expr) => {
+        impl Header for $file {
+            const FORMAT: Format = Format::$format;
+            const PEAK_FACTOR: usize = $factor;
 
-    fn parse(prefix: &[u8], file_bytes: u64) -> Result<Parse<Self>, FormatError> {
-        safetensors::parse(prefix, file_bytes)
-    }
+            fn parse(prefix: &[u8], file_bytes: u64) -> Result<Parse<Self>, FormatError> {
+                $parser::parse(prefix, file_bytes)
+            }
 
-    fn header_bytes(&self) -> u64 {
-        self.data_offset()
-    }
+            fn said(&self) -> Said<'_> {
+                let places = [self.$end(), self.data_offset()];
+                Said { places, tensors: self.tensors(), metadata: self.metadata() }
+            }
 
-    fn data_offset(&self) -> u64 {
-        self.data_offset()
-    }
-
-    fn tensors(&self) -> &[Tensor] {
-        self.tensors()
-    }
-
-    fn metadata(&self) -> &Metadata {
-        self.metadata()
-    }
-
-    fn catalog(self, name: String, file_bytes: u64) -> Result<Catalog, FormatError> {
-        safetensors::catalog(vec![(name, file_bytes, self)], None)
-    }
+            fn catalog(self, name: String, file_bytes: u64) -> Result<Catalog, FormatError> {
+                $catalog(name, file_bytes, self)
+            }
+        }
+    };
 }
 
-impl Header for PtdFile {
-    const FORMAT: Format = Format::Ptd;
-    // Entries that share all but a key of three letters, of 16 dimensions in an odd order, each with
-    // two notes in the metadata: 33.
-    const PEAK_FACTOR: usize = 64;
-
-    fn parse(prefix: &[u8], file_bytes: u64) -> Result<Parse<Self>, FormatError> {
-        ptd::parse(prefix, file_bytes)
-    }
-
-    fn header_bytes(&self) -> u64 {
-        self.header_bytes()
-    }
-
-    fn data_offset(&self) -> u64 {
-        self.data_offset()
-    }
-
-    fn tensors(&self) -> &[Tensor] {
-        self.tensors()
-    }
-
-    fn metadata(&self) -> &Metadata {
-        self.metadata()
-    }
-
-    fn catalog(self, name: String, file_bytes: u64) -> Result<Catalog, FormatError> {
-        ptd::catalog(name, file_bytes, self)
-    }
-}
+// The worst of them: key/values of a key of three letters and a byte: 10 (tensors: 4).
+header!(GgufFile, Gguf, 16, gguf, header_bytes, |name, bytes, it| {
+    let shards = vec![(name, bytes, it)];
+    gguf::catalog(shards)
+});
+// Metadata of `"abc":"",`: 26 (tensors: 4).
+header!(SafetensorsFile, Safetensors, 40, safetensors, data_offset, |name, bytes, it| {
+    safetensors::catalog(vec![(name, bytes, it)], None)
+});
+// Entries that share all but a key of three letters, of 16 dimensions in an odd order, each with
+// two notes in the metadata: 33.
+header!(PtdFile, Ptd, 64, ptd, header_bytes, ptd::catalog);
 
 /// Holds the parser of a format to its promises; the catalog, if `input` is a file.
 pub fn check<H: Header + PartialEq>(input: &[u8]) -> Option<Catalog> {
@@ -220,14 +163,12 @@ fn within_peak<H: Header, T>(prefix_bytes: usize, work: impl FnOnce() -> T) -> T
 fn assert_same<H: Header>(one: &Result<H, FormatError>, other: &Result<H, FormatError>) {
     match (one, other) {
         (Ok(one), Ok(other)) => {
-            assert_eq!(one.tensors(), other.tensors());
-            assert_eq!(
-                (one.header_bytes(), one.data_offset()),
-                (other.header_bytes(), other.data_offset())
-            );
+            let (one, other) = (one.said(), other.said());
+            assert_eq!(one.tensors, other.tensors);
+            assert_eq!(one.places, other.places);
             // By their words: a NaN is like no other.
-            let words = |header: &H| format!("{:?}", Pairs(header.metadata()));
-            assert_eq!(words(one), words(other));
+            let words = |said: &Said<'_>| format!("{:?}", Pairs(said.metadata));
+            assert_eq!(words(&one), words(&other));
         }
         (Err(one), Err(other)) => assert_eq!(one, other),
         _ => panic!("accepted the one time, refused the other"),
@@ -244,34 +185,35 @@ impl fmt::Debug for Pairs<'_> {
 
 /// What is true of every header that was accepted, for a file of so many bytes.
 fn assert_sound<H: Header>(header: &H, file_bytes: u64) {
-    assert!(header.header_bytes() <= file_bytes, "the header ends outside of the file");
+    let Said { places: [header_end, data_offset], tensors, metadata } = header.said();
+    assert!(header_end <= file_bytes, "the header ends outside of the file");
     let mut names = HashSet::new();
     let mut filled = Vec::new();
-    for tensor in header.tensors() {
+    for tensor in tensors {
         assert!(names.insert(&tensor.name), "{} is there twice", tensor.name);
         assert_eq!(tensor.file, 0);
         let bytes = tensor.elements().and_then(|elements| tensor.dtype.bytes_for(elements));
         assert_eq!(bytes, Some(tensor.bytes), "{tensor:?}");
         if tensor.bytes > 0 {
-            assert!(tensor.offset >= header.data_offset(), "{tensor:?} lies on the header");
+            assert!(tensor.offset >= data_offset, "{tensor:?} lies on the header");
             let end = tensor.offset.checked_add(tensor.bytes);
             assert!(end.is_some_and(|end| end <= file_bytes), "{tensor:?} is outside of the file");
             filled.push(tensor);
         }
     }
-    assert!(filled.is_empty() || header.data_offset() >= header.header_bytes());
+    assert!(filled.is_empty() || data_offset >= header_end);
     if H::FORMAT != Format::Ptd {
         filled.sort_by_key(|tensor| tensor.offset);
         assert!(filled.is_sorted_by(|one, next| one.end() <= next.offset), "they overlap");
     }
     if H::FORMAT == Format::Safetensors {
         let sum: u64 = filled.iter().map(|tensor| tensor.bytes).sum();
-        assert_eq!(header.data_offset() + sum, file_bytes, "bytes that belong to no tensor");
+        assert_eq!(data_offset + sum, file_bytes, "bytes that belong to no tensor");
     }
     let mut keys = HashSet::new();
-    for (key, value) in header.metadata().iter() {
+    for (key, value) in metadata.iter() {
         assert!(keys.insert(key), "key {key} is there twice");
-        let found = header.metadata().get(key).expect("it is there");
+        let found = metadata.get(key).expect("it is there");
         assert_eq!(found.type_name(), value.type_name());
     }
 }

@@ -9,6 +9,7 @@
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUdeviceptr, CUevent, CUresult, CUstream};
 use std::ffi::c_void;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) const OK: CUresult = CUresult::CUDA_SUCCESS;
@@ -17,6 +18,24 @@ pub(crate) const OK: CUresult = CUresult::CUDA_SUCCESS;
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Holds up what is queued on a stream after it, until it is dropped.
+pub(crate) struct Gate {
+    _shut: Sender<()>,
+}
+
+impl Gate {
+    pub(crate) fn on(stream: CUstream) -> Self {
+        unsafe extern "C" fn wait(opened: *mut c_void) {
+            // Nobody sends: it ends when the sender goes.
+            let _ = unsafe { Box::from_raw(opened.cast::<Receiver<()>>()) }.recv();
+        }
+        let (shut, opened) = channel::<()>();
+        let opened = Box::into_raw(Box::new(opened)).cast();
+        assert_eq!(unsafe { sys::cuLaunchHostFunc(stream, Some(wait), opened) }, OK);
+        Self { _shut: shut }
+    }
 }
 
 /// A device's primary context, current in this thread until it is dropped.
