@@ -369,7 +369,7 @@ fn refusals() -> Vec<Case> {
         let script = Script::of([Rule::new(Of::Direct, Answer::Errno(errno)).only(MIDST)]);
         let words: &[&str] = match errno {
             Errno::EIO => {
-                &["tensor 'model.layers.3.part0.weight': read at offset 2109440 failed: EIO"]
+                &["tensor 'model.layers.3.part0.weight': read at offset 2097152 failed: EIO"]
             }
             Errno::ENOMEM => &["failed: ENOMEM"],
             _ => &["failed: ESTALE"],

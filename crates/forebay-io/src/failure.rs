@@ -23,6 +23,8 @@ pub enum FailureKind {
     },
     /// The answer "try again" came without end.
     Stalled(Errno),
+    /// The ring stopped answering while the kernel had reads of it.
+    RingLost(Errno),
     /// Somebody asked the load to stop.
     Cancelled,
     /// The uploader went away; its own error says why.
@@ -68,6 +70,9 @@ impl ReadFailure {
             ),
             FailureKind::Stalled(errno) => {
                 format!("read at offset {} was put off without end: {errno}", self.offset)
+            }
+            FailureKind::RingLost(errno) => {
+                format!("io_uring stopped answering while reads were in flight: {errno}")
             }
             FailureKind::Cancelled => "cancelled".to_owned(),
             FailureKind::ReceiverGone => "the uploader stopped".to_owned(),

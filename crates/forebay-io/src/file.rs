@@ -1,11 +1,15 @@
 //! A model file, opened and understood.
 
 use crate::cache::{cached_bytes, drop_cached, is_cached_at};
+use crate::failure::FailureKind;
 use crate::probe::{DirectAlignment, Readahead, direct_alignment, polled_bytes};
 use forebay_mem::{FileMapping, Writes};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
-use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, fstatfs};
+use nix::sys::stat::major;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, fstatfs,
+};
 use nix::unistd::geteuid;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -180,6 +184,14 @@ impl ModelFile {
         !self.is_fuse
     }
 
+    /// Whether it is a disk of this machine that is read, as far as its filesystem tells.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        // Filesystems without one have no major number, and two of those with one have none either.
+        major(self.device) != 0
+            || self.layered.is_some()
+            || is_on(&self.buffered, BTRFS_SUPER_MAGIC)
+    }
+
     /// How many bytes of `range` are in the page cache, in whole pages.
     ///
     /// # Errors
@@ -245,12 +257,24 @@ impl ModelFile {
         Ok(part)
     }
 
-    /// Fills `buffer` from `offset` on, through the page cache.
-    ///
-    /// # Errors
-    /// What `pread` answers; `UnexpectedEof` past the end.
-    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.buffered.read_exact_at(buffer, offset)
+    /// Fills `buffer` from `offset` on, through the page cache. What comes otherwise is told with
+    /// where it begins.
+    pub(crate) fn read_exact_at(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Result<(), (FailureKind, u64)> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            match self.buffered.read_at(&mut buffer[done..], at) {
+                Ok(0) => return Err((FailureKind::EndOfFile, at)),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((FailureKind::Errno(errno(&error)), at)),
+            }
+        }
+        Ok(())
     }
 
     /// What the open file is now; differs from [`ModelFile::identity`] once somebody wrote to it.

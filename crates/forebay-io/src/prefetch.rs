@@ -21,7 +21,6 @@ use crate::trace::PrefetchTrace;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use forebay_mem::{Expect, FileMapping};
 use nix::errno::Errno;
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -286,16 +285,10 @@ impl Run {
         while start < range.end {
             let end = (start + TOUCH_BYTES).min(range.end);
             scratch.resize(usize::try_from(end - start).unwrap_or(0), 0);
-            if let Err(error) = mapping.read_into(start, scratch) {
-                // A fault has no cause of its own: a read of the same bytes names it.
-                let read = self.job.files[file].read_exact_at(scratch, start);
-                let kind = read.err().map_or(FailureKind::Errno(error.errno), |error| {
-                    match (error.kind(), error.raw_os_error()) {
-                        (ErrorKind::UnexpectedEof, _) => FailureKind::EndOfFile,
-                        (_, errno) => FailureKind::Errno(errno.map_or(Errno::EIO, Errno::from_raw)),
-                    }
-                });
-                return Err((kind, start));
+            if mapping.read_into(start, scratch).is_err() {
+                // A fault has no cause of its own: a read of the same bytes names it. If they come
+                // this time, they are in the page cache now.
+                self.job.files[file].read_exact_at(scratch, start)?;
             }
             start = end;
         }

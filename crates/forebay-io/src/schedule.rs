@@ -463,6 +463,6 @@ impl Schedule {
 }
 
 /// Whether an errno tells of a place on a medium: it can't be read, or is not what was written.
-fn is_of_a_place(errno: Errno) -> bool {
+pub(crate) fn is_of_a_place(errno: Errno) -> bool {
     matches!(errno, Errno::EIO | Errno::ENODATA | Errno::EILSEQ | Errno::EREMOTEIO)
 }

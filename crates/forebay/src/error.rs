@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub struct ReadContext {
     /// The file, where one is to blame.
     pub path: Option<PathBuf>,
-    /// The first tensor whose bytes were among those asked for.
+    /// The tensor whose bytes did not come; of several that were asked for at once, the first.
     pub tensor: Option<String>,
 }
 
@@ -320,6 +320,7 @@ fn read_remedy(failure: &ReadFailure) -> Option<String> {
             | Errno::ENXIO,
         ) => "the storage failed: look at dmesg and the drive's health, get the file again",
         FailureKind::Errno(Errno::ESTALE) => "the network filesystem lost the file: mount it anew",
+        FailureKind::RingLost(_) => "use --engine threads, which does without io_uring",
         FailureKind::Stalled(_) => "the storage does not answer: look at dmesg",
         _ => return None,
     };

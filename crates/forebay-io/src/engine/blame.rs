@@ -18,15 +18,16 @@
 use super::threads::preadv2;
 use crate::cancel::Cancel;
 use crate::file::ModelFile;
-use crate::schedule::{Schedule, Suspect};
+use crate::schedule::{Schedule, Suspect, is_of_a_place};
 use forebay_mem::Alignment;
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
 
 /// How long is looked.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// No medium loses less.
-const SECTOR: u64 = 512;
+/// What is read at once; and no medium loses less than a sector.
+const LOOK_BYTES: u64 = 1 << 20;
+const SECTOR_BYTES: u64 = 512;
 
 /// Names the first sector that can't be read, if a lone read tells of one.
 pub(super) fn find(schedule: &mut Schedule, files: &[ModelFile], cancel: &Cancel) {
@@ -34,13 +35,24 @@ pub(super) fn find(schedule: &mut Schedule, files: &[ModelFile], cancel: &Cancel
     suspects.sort_unstable_by_key(|suspect| (suspect.file, suspect.offset));
     let started = Instant::now();
     let is_enough = || cancel.is_cancelled() || started.elapsed() > PATIENCE;
+    let mut memory = Vec::new();
     for suspect in &suspects {
-        let Ok((file, alignment)) = files[suspect.file].direct() else { continue };
-        let mut memory = vec![0; suspect.bytes as usize + to_usize(alignment.memory.bytes())];
-        let skip = memory.as_ptr().align_offset(to_usize(alignment.memory.bytes()));
+        let file = &files[suspect.file];
+        // Elsewhere nobody makes one request of several, and a read may wait for a server.
+        let Some((direct, alignment)) = file.direct().ok().filter(|_| file.is_on_disk()) else {
+            continue;
+        };
+        let bytes = to_usize(LOOK_BYTES.max(alignment.offset.bytes()));
+        let slack = to_usize(alignment.memory.bytes());
+        if memory.try_reserve_exact(bytes + slack).is_err() {
+            return;
+        }
+        // Written, so that it has its pages: btrfs reads otherwise through the page cache.
+        memory.resize(bytes + slack, 1);
+        let skip = memory.as_ptr().align_offset(slack);
         let read = |offset, bytes| {
             let buffer = &mut memory[skip..][..to_usize(bytes)];
-            preadv2(file, buffer, offset, 0).map(u64::from)
+            preadv2(direct, buffer, offset, 0).map(u64::from)
         };
         if let Some((errno, offset)) = first_bad(suspect, alignment.offset, read, is_enough) {
             return schedule.stopped_for(suspect, errno, offset);
@@ -56,24 +68,37 @@ fn first_bad(
     mut read: impl FnMut(u64, u64) -> Result<u64, Errno>,
     is_enough: impl Fn() -> bool,
 ) -> Option<(Errno, u64)> {
-    let step = alignment.bytes().max(SECTOR);
+    let step = alignment.bytes().max(SECTOR_BYTES);
+    let most = LOOK_BYTES.max(step);
     let end = suspect.offset + u64::from(suspect.bytes);
-    let (mut at, mut bytes, mut bad) = (suspect.offset, u64::from(suspect.bytes), None);
+    let (mut at, mut bytes) = (suspect.offset, most);
+    // What the last read that failed was of, and how it did.
+    let mut bad: Option<(u64, Errno)> = None;
     while at < end && !is_enough() {
-        match read(at, bytes.min(end - at)) {
+        let length = bytes.min(end - at);
+        match read(at, length) {
             // The end of the file, or so odd an answer that nothing follows from it.
             Ok(count) if count < step => break,
-            Ok(count) => at += count - count % step,
-            Err(errno) => {
-                bad = Some((errno, at));
-                if bytes <= step {
+            Ok(count) => {
+                at += count - count % step;
+                // It came this time.
+                if bad.is_some_and(|(bad_end, _)| at >= bad_end) {
+                    (bad, bytes) = (None, most);
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) if is_of_a_place(errno) => {
+                bad = Some((at + length, errno));
+                if length <= step {
                     break;
                 }
-                bytes = (bytes / 2).next_multiple_of(step);
+                bytes = (length / 2).next_multiple_of(step);
             }
+            // Of something else than of what lies there.
+            Err(_) => break,
         }
     }
-    bad
+    bad.map(|(_, errno)| (errno, at))
 }
 
 fn to_usize(number: u64) -> usize {
@@ -128,11 +153,43 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_the_next_time_and_what_fails_for_something_else_is_not_bad() {
+        let (answers, asked) = (std::cell::RefCell::new(Vec::new()), std::cell::Cell::new(0));
+        let found = |first: &[Result<u64, Errno>]| {
+            answers.replace(first.to_vec());
+            asked.set(0);
+            let read = |_, bytes| {
+                let number = asked.replace(asked.get() + 1);
+                answers.borrow().get(number).copied().unwrap_or(Ok(bytes))
+            };
+            (first_bad(&SUSPECT, Alignment::FALLBACK, read, || false), asked.get())
+        };
+        assert_eq!(found(&[Err(Errno::EIO)]), (None, 3));
+        assert_eq!(found(&[Err(Errno::EINTR), Err(Errno::EIO)]), (None, 4));
+        assert_eq!(found(&[Err(Errno::ENOMEM), Err(Errno::EIO)]), (None, 1));
+        // Both halves come, and the rest of what follows fails.
+        let fails: Vec<_> = [Err(Errno::EIO), Ok(MIB / 2), Ok(4096)]
+            .into_iter()
+            .chain([Err(Errno::EIO); 9])
+            .collect();
+        assert_eq!(found(&fails).0, Some((Errno::EIO, SUSPECT.offset + MIB / 2 + 4096)));
+    }
+
+    #[test]
     fn it_ends_with_what_is_known() {
         let reads = std::cell::Cell::new(0);
         let read = |_, _| (reads.set(reads.get() + 1), Err(Errno::EIO)).1;
         let is_enough = || reads.get() == 1;
         let bad = first_bad(&SUSPECT, Alignment::FALLBACK, read, is_enough);
         assert_eq!((bad, reads.get()), (Some((Errno::EIO, SUSPECT.offset)), 1));
+        reads.set(0);
+        let read = |offset, bytes| {
+            reads.set(reads.get() + 1);
+            let is_bad = offset + bytes == SUSPECT.offset + MIB;
+            if is_bad { Err(Errno::EIO) } else { Ok(bytes) }
+        };
+        let is_enough = || reads.get() == 2;
+        let bad = first_bad(&SUSPECT, Alignment::FALLBACK, read, is_enough);
+        assert_eq!(bad, Some((Errno::EIO, SUSPECT.offset + MIB / 2)), "the first half came");
     }
 }

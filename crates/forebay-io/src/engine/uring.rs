@@ -126,7 +126,7 @@ pub(super) fn run(
     let drained = ring.drain();
     if let Some(errno) = ring.lost {
         // Their reads are bound to slots that nobody will complete: no other engine can finish.
-        job.schedule.stop(ReadFailure::general(FailureKind::Errno(errno)));
+        job.schedule.stop(ReadFailure::general(FailureKind::RingLost(errno)));
     }
     for (slot, result) in drained {
         settle(job, &mut ring, slot, result, &mut carried);

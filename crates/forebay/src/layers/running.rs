@@ -235,16 +235,21 @@ impl Running {
         is_asked: bool,
     ) -> Option<Error> {
         let failed = supply.failure.take();
-        let tensors = self.plan.model.catalog().tensors();
-        let context = |file: Option<usize>, tag: Option<usize>| {
-            let tensor = tag.and_then(|tag| supply.tensor_of(tag));
+        let catalog = self.plan.model.catalog();
+        let tensors = catalog.tensors();
+        let context = |file: Option<usize>, tag: Option<usize>, offset: Option<u64>| {
+            let tensor = tag.and_then(|tag| supply.tensor_of(catalog, tag, offset));
             let file = file.or(tensor.map(|tensor| tensors[tensor].file));
             let path = file.map(|file| self.plan.files[file].path.clone());
             ReadContext { path, tensor: tensor.map(|tensor| tensors[tensor].name.clone()) }
         };
         match failed {
             Some(Failure::Device(DeviceError::Copy { device, read, refusal })) => {
-                return Some(Error::Copy { context: context(None, Some(read)), device, refusal });
+                return Some(Error::Copy {
+                    context: context(None, Some(read), None),
+                    device,
+                    refusal,
+                });
             }
             Some(Failure::Device(error)) => return Some(error.into()),
             Some(Failure::Changed(error)) => return Some(error),
@@ -262,7 +267,7 @@ impl Running {
                 }
             }
         }
-        let context = context(failure.file, failure.read);
+        let context = context(failure.file, failure.read, Some(failure.offset));
         Some(Error::Read { context, failure: failure.clone() })
     }
 }

@@ -10,10 +10,11 @@
 //! ```
 
 use crate::error::Error;
-use crate::pipeline::{check_identities, label};
+use crate::pipeline::{check_identities, label, to_blame};
 use crate::plan::Plan;
 use crossbeam_channel::{Receiver, Sender, select};
 use forebay_device::{ArenaLayout, Bay, BayArena, DeviceError, Drained, Pool, Segment, Uploader};
+use forebay_format::Catalog;
 use forebay_io::{Feed, Filled, ReadSpec, SlotReturn};
 use forebay_mem::{Full, Slot};
 use forebay_trace::{Label, Labels, Text};
@@ -36,9 +37,12 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// The first tensor that a read brings bytes of.
-    pub(super) fn tensor_of(&self, read: usize) -> Option<usize> {
-        self.reads.get(read)?.1.first().map(|segment| self.tensors[segment.tensor])
+    /// The tensor that a read failed for at an offset of its file; without one, the first that it
+    /// brings bytes of.
+    fn tensor_of(&self, catalog: &Catalog, read: usize, offset: Option<u64>) -> Option<usize> {
+        let (spec, segments) = self.reads.get(read)?;
+        let number = |segment: &Segment| self.tensors[segment.tensor];
+        to_blame(catalog.tensors(), spec, segments, number, offset.unwrap_or(spec.offset))
     }
 }
 
@@ -123,10 +127,15 @@ pub(super) enum Failure {
 }
 
 impl SupplyOutcome {
-    /// The tensor whose bytes a read was to bring.
-    pub(super) fn tensor_of(&self, tag: usize) -> Option<usize> {
+    /// The tensor whose bytes a read was to bring, at an offset of its file if that is known.
+    pub(super) fn tensor_of(
+        &self,
+        catalog: &Catalog,
+        tag: usize,
+        offset: Option<u64>,
+    ) -> Option<usize> {
         let (delivery, read) = (*self.tags.get(tag)?)?;
-        self.deliveries[delivery].as_ref()?.work.tensor_of(read)
+        self.deliveries[delivery].as_ref()?.work.tensor_of(catalog, read, offset)
     }
 }
 

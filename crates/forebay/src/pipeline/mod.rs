@@ -53,7 +53,7 @@ use upload::{UploadJob, UploadOutcome};
 
 pub use asynchronous::{Landing, LoadStream};
 pub(crate) use memory::{Contexts, Mappings, contexts, map_files};
-pub(crate) use settle::{check_changes, check_identities};
+pub(crate) use settle::{check_changes, check_identities, to_blame};
 pub(crate) use staging::Staging as StagingMemory;
 pub(crate) use timeline::{WAIT_MIN, label};
 

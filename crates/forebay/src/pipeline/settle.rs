@@ -4,7 +4,10 @@ use super::UploadOutcome;
 use crate::error::{Error, ReadContext};
 use crate::plan::{Home, Plan};
 use forebay_device::{DeviceError, Segment};
-use forebay_io::{FailureKind, FileIdentity, ModelFile, PrefetchOutcome, ReadFailure, ReadOutcome};
+use forebay_format::Tensor;
+use forebay_io::{
+    FailureKind, FileIdentity, ModelFile, PrefetchOutcome, ReadFailure, ReadOutcome, ReadSpec,
+};
 
 /// Whether everything arrived, from files that are still what they were.
 pub(super) fn check(
@@ -67,16 +70,34 @@ fn failed_copy(plan: &Plan, error: DeviceError) -> Error {
 fn context(plan: &Plan, failure: &ReadFailure) -> ReadContext {
     let path = failure.file.map(|file| plan.files[file].path.clone());
     let tensor = failure.read.and_then(|read| {
-        let spec = plan.reads[read];
-        let missing = failure.offset - spec.offset;
-        let touched = |segment: &&Segment| {
-            u64::from(segment.slot_offset) + u64::from(segment.bytes) > missing
-        };
-        let segment = plan.segments[read].iter().find(touched)?;
-        let tensor = plan.arenas[segment.arena].tensors[segment.tensor];
-        Some(plan.model.catalog().tensors()[tensor].name.clone())
+        let number = |segment: &Segment| plan.arenas[segment.arena].tensors[segment.tensor];
+        let tensors = plan.model.catalog().tensors();
+        to_blame(tensors, &plan.reads[read], &plan.segments[read], number, failure.offset)
     });
-    ReadContext { path, tensor }
+    let name = |tensor: usize| plan.model.catalog().tensors()[tensor].name.clone();
+    ReadContext { path, tensor: tensor.map(name) }
+}
+
+/// The tensor that a read failed for: the one that `offset` of its file lies in, as far as the read
+/// was of it or is known to have failed just there, or else the next that it brings bytes of.
+pub(crate) fn to_blame(
+    tensors: &[Tensor],
+    spec: &ReadSpec,
+    segments: &[Segment],
+    number: impl Fn(&Segment) -> usize,
+    offset: u64,
+) -> Option<usize> {
+    let missing = offset - spec.offset;
+    let reaches =
+        |segment: &&Segment| u64::from(segment.slot_offset) + u64::from(segment.bytes) > missing;
+    let brought = segments.iter().find(reaches).or(segments.last()).map(number);
+    let lies_there = |&tensor: &usize| {
+        let tensor = &tensors[tensor];
+        tensor.file == spec.file && (tensor.offset..tensor.end()).contains(&offset)
+    };
+    // What a read takes along since it lies between may be another's.
+    let along = || (0..tensors.len()).find(lies_there).filter(|_| missing > 0);
+    brought.filter(lies_there).or_else(along).or(brought)
 }
 
 /// Whether the files are still what they were when they were opened.
@@ -104,5 +125,48 @@ fn difference(was: &FileIdentity, now: &FileIdentity) -> String {
         "it was written to".to_owned()
     } else {
         format!("it had {} bytes and has {}", was.bytes, now.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_format::Dtype;
+    use forebay_io::Access;
+
+    /// Three tensors of 4096 bytes with 1000 between them, of which a read brings the outer two.
+    #[test]
+    fn the_tensor_that_a_sector_lies_in_is_to_blame() {
+        let tensor = |index: u64| Tensor {
+            name: format!("t{index}"),
+            dtype: Dtype::U8,
+            shape: vec![4096],
+            file: 0,
+            offset: 8192 + index * 5096,
+            bytes: 4096,
+        };
+        let tensors: Vec<Tensor> = (0..3).map(tensor).collect();
+        let spec = ReadSpec {
+            file: 0,
+            offset: 8192,
+            bytes: 16384,
+            need_bytes: 14288,
+            access: Access::Direct,
+        };
+        let segment = |tensor: u32, slot_offset: u32| Segment {
+            arena: 0,
+            tensor: tensor as usize,
+            slot_offset,
+            tensor_offset: 0,
+            bytes: 4096,
+        };
+        let segments = [segment(0, 0), segment(1, 10192)];
+        let number = |segment: &Segment| [0, 2][segment.tensor];
+        for (offset, expected) in
+            [(8192, 0), (12287, 0), (12800, 2), (13824, 1), (17500, 2), (18384, 2), (24064, 2)]
+        {
+            let found = to_blame(&tensors, &spec, &segments, number, offset);
+            assert_eq!(found, Some(expected), "{offset}");
+        }
     }
 }
