@@ -302,7 +302,12 @@ fn expect(file: &File, advice: PosixFadviseAdvice) {
 }
 
 fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+    match (error.raw_os_error(), error.kind()) {
+        (Some(errno), _) => Errno::from_raw(errno),
+        // A path with a zero in it, by which nothing can be called.
+        (None, io::ErrorKind::InvalidInput) => Errno::ENOENT,
+        (None, _) => Errno::EIO,
+    }
 }
 
 fn open_with(path: &Path, flags: i32) -> io::Result<File> {

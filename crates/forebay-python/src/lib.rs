@@ -23,5 +23,6 @@ fn extension(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::Model>()?;
     module.add_class::<load::Load>()?;
     module.add_class::<memory::Memory>()?;
-    module.add_function(wrap_pyfunction!(model::parse, module)?)
+    module.add_function(wrap_pyfunction!(model::parse, module)?)?;
+    module.add_function(wrap_pyfunction!(options::check_options, module)?)
 }

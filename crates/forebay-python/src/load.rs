@@ -7,11 +7,11 @@ use crate::options;
 use forebay::{Cancel, Catalog, DevicePointer, Error, GpuLayers, Loader, Tensor, Writes};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::mem;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 /// How often whoever waits looks at signals, and tells how far the load has come.
@@ -28,6 +28,10 @@ pub(crate) struct Load {
     cancel: Cancel,
     /// What a signal handler or the progress callback has raised.
     raised: Arc<Mutex<Option<PyErr>>>,
+    /// The thread that waits for a tensor, and calls handlers and callbacks meanwhile.
+    waiting: Mutex<Option<ThreadId>>,
+    /// The process that began it.
+    origin: u32,
 }
 
 /// In the order in which it must be dropped: the load writes to memory until it has gone.
@@ -37,7 +41,6 @@ struct State {
     lent: HashSet<String>,
     /// Those that others share bytes of the file with.
     sharing: HashSet<String>,
-    shapes: HashMap<String, (forebay::Dtype, Vec<u64>)>,
     /// What owns the memory of devices.
     owners: Vec<Py<PyAny>>,
     report: Option<String>,
@@ -45,15 +48,20 @@ struct State {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while it was held leaves a load that answers nothing more, and nothing worse.
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What comes of waiting for the next tensor.
 type Landed = ControlFlow<PyResult<()>, (String, Option<Memory>)>;
 
 impl State {
-    fn next(&mut self) -> Landed {
+    fn next(&mut self, cancel: &Cancel) -> Landed {
         let Some(load) = &mut self.load else { return ControlFlow::Break(Ok(())) };
+        if cancel.is_cancelled() {
+            // Whatever has landed meanwhile.
+            self.stop();
+            return ControlFlow::Break(Err(errors::raise(&Error::Cancelled)));
+        }
         match load.next() {
             Some(Ok(tensor)) => self.landed(tensor),
             Some(Err(error)) => {
@@ -66,14 +74,6 @@ impl State {
 
     fn landed(&mut self, tensor: Tensor) -> Landed {
         let name = tensor.name().to_owned();
-        let expected = self.shapes.remove(&name);
-        if expected
-            .is_none_or(|(dtype, shape)| (dtype, &*shape) != (tensor.dtype(), tensor.shape()))
-        {
-            self.stop();
-            let (path, change) = (PathBuf::from(&name), "another model is there now".to_owned());
-            return ControlFlow::Break(Err(errors::raise(&Error::Changed { path, change })));
-        }
         if self.lent.contains(&name) {
             return ControlFlow::Continue((name, None));
         }
@@ -100,7 +100,6 @@ impl State {
     /// Ends the load and lets go of what was lent to it.
     fn stop(&mut self) {
         self.load = None;
-        self.shapes.clear();
         let owners = mem::take(&mut self.owners);
         Python::attach(|_| drop(owners));
     }
@@ -130,7 +129,7 @@ impl Load {
         options.mapped_writes = Writes::Copied;
         let cancel = Cancel::default();
         let raised = Arc::default();
-        let mut loader = Loader::new(model.path())
+        let mut loader = Loader::of(model.opened())
             .options(options)
             .cancel_with(&cancel)
             .progress_interval(SIGNAL_INTERVAL)
@@ -146,11 +145,10 @@ impl Load {
             owners.push(owner);
         }
         let sharing = sharing(model.catalog());
-        let shapes = model.catalog().tensors().iter();
-        let shapes = shapes.map(|it| (it.name.clone(), (it.dtype, it.shape.clone()))).collect();
         let load = py.detach(|| loader.start()).map_err(|error| errors::raise(&error))?;
-        let state = State { load: Some(load), lent: names, sharing, shapes, owners, report: None };
-        Ok(Self { state: Mutex::new(state), cancel, raised })
+        let state = State { load: Some(load), lent: names, sharing, owners, report: None };
+        let (state, waiting) = (Mutex::new(state), Mutex::default());
+        Ok(Self { state, cancel, raised, waiting, origin: std::process::id() })
     }
 
     fn __iter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -159,7 +157,14 @@ impl Load {
 
     /// The next tensor's name, and its memory if that is ours.
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<(String, Option<Memory>)>> {
-        let next = py.detach(|| lock(&self.state).next());
+        if !self.is_here() {
+            return Err(errors::raise(&Error::Forked { origin: self.origin }));
+        }
+        let next = py.detach(|| {
+            let mut state = lock(&self.state);
+            let _waits = Waits::note(&self.waiting);
+            state.next(&self.cancel)
+        });
         // Whoever raised is why the load ended, whatever the load says of it.
         if let Some(raised) = lock(&self.raised).take() {
             self.close(py);
@@ -176,15 +181,55 @@ impl Load {
         self.cancel.cancel();
     }
 
-    /// Stops the load and waits for its end. What has landed stays.
+    /// Stops the load and waits for its end, unless a handler or a callback of the thread that waits
+    /// for it asks: that thread goes on when it returns. What has landed stays.
     fn close(&self, py: Python<'_>) {
+        if !self.is_here() {
+            return;
+        }
         self.cancel.cancel();
-        py.detach(|| lock(&self.state).stop());
+        if *lock(&self.waiting) != Some(thread::current().id()) {
+            py.detach(|| lock(&self.state).stop());
+        }
     }
 
     /// What happened, as JSON, once everything has landed.
     fn report(&self, py: Python<'_>) -> Option<String> {
         py.detach(|| lock(&self.state).report.clone())
+    }
+}
+
+impl Load {
+    /// Whether this is the process that began it; in another one its threads are not, and nobody
+    /// lets go of what they held.
+    fn is_here(&self) -> bool {
+        self.origin == std::process::id()
+    }
+}
+
+impl Drop for Load {
+    /// Others run while it waits for the load's end.
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // At the interpreter's end there are no others, and the state's own drop does it.
+        Python::try_attach(|py| py.detach(|| state.stop()));
+    }
+}
+
+/// Notes which thread waits, until it is dropped.
+struct Waits<'load>(&'load Mutex<Option<ThreadId>>);
+
+impl<'load> Waits<'load> {
+    fn note(waiting: &'load Mutex<Option<ThreadId>>) -> Self {
+        *lock(waiting) = Some(thread::current().id());
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        *lock(self.0) = None;
     }
 }
 

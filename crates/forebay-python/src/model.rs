@@ -6,16 +6,14 @@ use crate::memory::{self, Block, Memory};
 use crate::options;
 use crate::parts::{self, PART_BYTES};
 use crate::values;
-use forebay::{Catalog, Error, Plan};
+use forebay::{Catalog, Plan};
 use forebay_compute::dequantize;
 use forebay_format::{Parse, Tensor, safetensors};
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Several runs are read as one stretch of at most this.
 const STRETCH_BYTES_MAX: u64 = 256 << 10;
@@ -32,12 +30,11 @@ type Parsed = (String, &'static str, Vec<u64>, u64, u64);
 #[pyclass(frozen, module = "forebay._forebay")]
 pub(crate) struct Model {
     model: forebay::Model,
-    files: Vec<File>,
 }
 
 impl Model {
-    pub(crate) fn path(&self) -> &Path {
-        self.model.path()
+    pub(crate) fn opened(&self) -> &forebay::Model {
+        &self.model
     }
 
     pub(crate) fn catalog(&self) -> &Catalog {
@@ -46,25 +43,6 @@ impl Model {
 
     fn tensor(&self, name: &str) -> PyResult<&Tensor> {
         self.catalog().tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
-    }
-
-    fn open(path: &Path) -> PyResult<Self> {
-        let model = forebay::Model::open(path).map_err(|error| errors::raise(&error))?;
-        let mut files = Vec::new();
-        for (index, listed) in model.catalog().files().iter().enumerate() {
-            let path = model.file_path(index);
-            let failed =
-                |error: io::Error| errors::system(error.raw_os_error().unwrap_or(libc::EIO), path);
-            let file = File::open(path).map_err(failed)?;
-            let bytes = file.metadata().map_err(failed)?.len();
-            if bytes != listed.bytes {
-                let change = format!("it had {} bytes, and has {bytes}", listed.bytes);
-                let path = path.to_owned();
-                return Err(errors::raise(&Error::Changed { path, change }));
-            }
-            files.push(file);
-        }
-        Ok(Self { model, files })
     }
 
     /// A tensor, the box `bounds` of it, and how many bytes that has.
@@ -102,7 +80,7 @@ impl Model {
     }
 
     fn read_exact(&self, tensor: &Tensor, offset: u64, into: &mut [u8]) -> PyResult<()> {
-        self.files[tensor.file].read_exact_at(into, offset).map_err(|error| {
+        self.model.as_file(tensor.file).read_exact_at(into, offset).map_err(|error| {
             let path = self.model.file_path(tensor.file).display();
             let what = format!("{path}: tensor '{}' can't be read", tensor.name);
             match error.raw_os_error() {
@@ -174,7 +152,8 @@ fn entry(tensor: &Tensor) -> Entry {
 impl Model {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        py.detach(|| Self::open(&path))
+        let model = py.detach(|| forebay::Model::open(&path));
+        Ok(Self { model: model.map_err(|error| errors::raise(&error))? })
     }
 
     /// `gguf`, `safetensors` or `ptd`.
@@ -296,7 +275,10 @@ fn convert(model: &Model, tensor: &Tensor, at: usize, into: &mut [u8]) -> PyResu
         model.read_exact(tensor, tensor.offset + start, &mut stored)?;
         let mut converted = vec![0.0; elements];
         dequantize(tensor.dtype, &stored, &mut converted).map_err(|why| {
-            let message = format!("tensor '{}' can't be converted: {why}", tensor.name);
+            let message = format!(
+                "tensor '{}' can't be converted: {why} (without `dequantize` it comes as its bytes)",
+                tensor.name
+            );
             errors::of_class("Error", &message)
         })?;
         for (bytes, value) in into.chunks_exact_mut(size_of::<f32>()).zip(&converted) {

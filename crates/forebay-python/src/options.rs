@@ -47,6 +47,13 @@ pub(crate) fn parse(given: &Bound<'_, PyDict>) -> PyResult<Options> {
     Ok(options)
 }
 
+/// Refuses what no load would take.
+#[pyfunction]
+#[pyo3(signature = (**given))]
+pub(crate) fn check_options(given: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+    given.map_or(Ok(()), |given| parse(given).map(drop))
+}
+
 /// A word, or a number or switch that is written as one.
 fn set(options: &mut Options, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
     let text: String = match value.cast::<PyBool>() {

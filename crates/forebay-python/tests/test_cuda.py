@@ -62,6 +62,9 @@ class Framework(_frameworks.Numpy):
     def dtype(self, name):
         return self.numpy.dtype(_frameworks._NUMPY.get(name, "uint8"))
 
+    def check_device(self, device):
+        assert device in ("cpu", "cuda:0")
+
     def allocate(self, dtype, shape, device):
         assert device == "cuda:0"
         count = self.dtype(dtype).itemsize
@@ -107,3 +110,16 @@ def test_tensors_land_in_memory_of_the_device(options, devices, tmp_path):
     assert {name: digest for name, (_, digest) in digests.items()} == expected
     assert {on_device for on_device, _ in digests.values()} == devices
     assert synchronised == [0] and "cuda:0" in backends
+
+
+@pytest.mark.skipif(
+    EMULATOR is None, reason="cargo build -p forebay-cuda-emulator has not been run"
+)
+def test_numpy_has_no_devices_however_they_are_named(tmp_path):
+    (tmp_path / "libcuda.so.1").symlink_to(EMULATOR)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    script = "import sys, forebay; forebay.load(sys.argv[1], 'numpy', place='.*=cuda:0')"
+    path = FIXTURES / "gguf/split-00001-of-00003.gguf"
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "forebay.Error: Device cuda:0 is not supported for framework numpy" in done.stderr

@@ -4,10 +4,11 @@ import errno
 import os
 
 import pytest
-from conftest import FIXTURES, is_installed
+from conftest import FIXTURES, is_installed, raw
 
 import forebay
 import forebay.numpy
+import forebay.torch
 
 DTYPES = FIXTURES / "safetensors" / "official.safetensors"
 
@@ -63,8 +64,8 @@ def test_a_closed_file_says_so(framework):
     for function in (file.keys, file.offset_keys, file.metadata, file.get_tensors):
         with pytest.raises(forebay.SafetensorError, match="File is closed"):
             function()
-    with pytest.raises(forebay.SafetensorError, match="File is closed"):
-        part[:]
+    # As with safetensors, a slice keeps what it is of.
+    assert (part[:] == tensor).all()
     assert tuple(tensor.shape) == (3, 5)
 
 
@@ -111,6 +112,11 @@ def test_frameworks_and_devices_that_there_are_not():
             forebay.safe_open(DTYPES, "np", device="cuda:0")
         with pytest.raises(forebay.Error, match="is invalid"):
             forebay.safe_open(DTYPES, "np", device=1.5)
+    if is_installed("torch"):
+        with pytest.raises(forebay.Error, match="device bogus is invalid"):
+            forebay.safe_open(DTYPES, "pt", device="bogus")
+        with pytest.raises(forebay.Error, match="device bogus is invalid"):
+            forebay.torch.load_file(DTYPES, "bogus")
 
 
 def test_a_file_that_shrinks_under_a_read_is_an_error(tmp_path, framework):
@@ -126,12 +132,47 @@ def test_a_file_that_shrinks_under_a_read_is_an_error(tmp_path, framework):
             model.load()
 
 
-def test_another_model_in_its_place_is_an_error(tmp_path):
+def test_options_are_refused_where_nothing_is_loaded(tmp_path):
+    for opened in (
+        lambda: forebay.open(DTYPES, chunks=5),
+        lambda: forebay.safe_open(DTYPES, "np", devcie="cuda:0"),
+    ):
+        with pytest.raises(TypeError, match="there is no option 'chunks'|'devcie'"):
+            opened()
+    if is_installed("torch"):
+        with pytest.raises(TypeError, match="no option 'bogus'"):
+            forebay.torch.load(FIXTURES / "gguf/every-type.gguf", bogus=1)
+        with pytest.raises(TypeError, match="take no options of loads: load_mode"):
+            forebay.torch.load(DTYPES.read_bytes(), load_mode="dio")
+
+
+def test_a_path_that_can_be_none_is_missing():
+    with pytest.raises(FileNotFoundError):
+        forebay.open("a\0b")
+
+
+def test_an_open_model_is_one_model_whatever_lies_at_its_path(tmp_path, framework, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(DTYPES.read_bytes())
+    with forebay.open("m.safetensors", framework) as model:
+        expected = {name: raw(model[name]) for name in model}
+        path.unlink()
+        monkeypatch.chdir("/")
+        assert {name: raw(tensor) for name, tensor in model.load().items()} == expected
+        path.write_bytes(DTYPES.read_bytes().replace(b'"F32"', b'"I32"'))
+        assert {name: raw(tensor) for name, tensor in model.load().items()} == expected
+        part = model.get_slice("b")
+        assert raw(part[:]) == expected["b"]
+
+
+def test_a_file_that_is_written_to_under_an_open_model_is_an_error(tmp_path):
     path = tmp_path / "m.safetensors"
     path.write_bytes(DTYPES.read_bytes())
     with forebay.open(path) as model:
-        other = DTYPES.read_bytes().replace(b'"F32"', b'"I32"')
-        path.unlink()
-        path.write_bytes(other)
-        with pytest.raises(forebay.Error, match="another model is there now"):
+        with open(path, "r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\xff")
+        with pytest.raises(forebay.Error, match=f"{path}.*changed during the load"):
             model.load()
+

@@ -61,3 +61,23 @@ def test_a_child_outlives_tensors_that_its_parent_dropped(framework):
 
     assert in_child(work, drop)
     os.close(ready)
+
+
+@pytest.mark.parametrize("engine", ["uring", "threads"])
+def test_a_load_under_way_stays_with_the_parent(framework, tmp_path, engine):
+    path = tmp_path / "large.safetensors"
+    header = b'{"a":{"dtype":"U8","shape":[33554432],"data_offsets":[0,33554432]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1 << 25))
+    slow = {"chunk": "64KiB", "queue_depth": 1, "load_mode": "dio", "engine": engine}
+    streams = [forebay.stream(path, framework, **slow)]
+
+    def work():
+        with pytest.raises(forebay.Error, match="process [0-9]+, and its threads are there"):
+            next(streams[0])
+        streams.clear()
+        assert list(forebay.load(path, framework)) == ["a"]
+
+    assert in_child(work)
+    assert in_child(streams.clear)
+    ((name, tensor),) = list(streams[0])
+    assert name == "a" and not tensor.any()

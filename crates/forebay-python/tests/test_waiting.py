@@ -86,6 +86,47 @@ def test_a_stream_that_is_closed_keeps_what_has_landed(large):
     assert (tensor == 99).all()
 
 
+@pytest.mark.parametrize("by", ["progress", "signal"])
+def test_a_stream_is_closed_by_whoever_is_called_while_it_waits(large, by):
+    streams = []
+
+    def close(*_):
+        streams[0].close()
+
+    before = signal.signal(signal.SIGALRM, close)
+    try:
+        streams.append(forebay.stream(large, progress=close if by == "progress" else None, **SLOW))
+        if by == "signal":
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(forebay.Cancelled):
+            for _ in streams[0]:
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert list(streams[0]) == []
+
+
+def test_a_cancelled_stream_yields_nothing_more_even_if_all_has_landed(large):
+    stream = forebay.stream(large)
+    next(stream)
+    loaded = threading.Event()
+    threading.Timer(1, loaded.set).start()
+    loaded.wait()
+    stream.cancel()
+    with pytest.raises(forebay.Cancelled):
+        next(stream)
+    assert stream.report is None and list(stream) == []
+
+
+def test_a_stream_outlives_its_model(framework):
+    path = FIXTURES / "ptd/odd-layouts.ptd"
+    expected = {name: raw(tensor) for name, tensor in forebay.load(path, framework).items()}
+    with forebay.open(path, framework) as model:
+        stream = model.stream()
+    assert {name: raw(tensor) for name, tensor in stream} == expected
+
+
 INTERRUPTED = """
 import signal, sys, time
 import forebay

@@ -170,6 +170,12 @@ pub enum Error {
     /// Somebody asked the load to stop.
     #[error("cancelled")]
     Cancelled,
+    /// The process was forked off while the load was under way, whose threads it does not have.
+    #[error("the load is one of process {origin}, and its threads are there")]
+    Forked {
+        /// The process that began it.
+        origin: u32,
+    },
     /// The system gives no more threads.
     #[error("a thread of the load can't be started")]
     Thread {
@@ -245,6 +251,10 @@ impl Error {
             }
             Self::Device(DeviceError::OutOfMemory { .. }) | Self::DeviceFull { .. } => {
                 "offload fewer layers (--gpu-layers N) or free memory".to_owned()
+            }
+            Self::Forked { .. } => {
+                "begin loads after the fork, or start processes anew (spawn) instead of forking them"
+                    .to_owned()
             }
             Self::Thread { .. } => {
                 "raise the limits of threads (ulimit -u) and address space (ulimit -v)".to_owned()

@@ -51,6 +51,7 @@ mod model;
 mod numa;
 mod option_text;
 mod options;
+mod origin;
 mod pipeline;
 mod plan;
 mod policy;

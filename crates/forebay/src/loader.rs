@@ -39,6 +39,21 @@ pub(crate) struct Hooks {
     pub(crate) on_this_runtime: bool,
 }
 
+/// What to load.
+enum Source {
+    Path(PathBuf),
+    Opened(Model),
+}
+
+impl Source {
+    fn open(&self) -> Result<Model, Error> {
+        match self {
+            Self::Path(path) => Model::open(path),
+            Self::Opened(model) => Ok(model.clone()),
+        }
+    }
+}
+
 /// Says what to load and how, then loads it.
 ///
 /// ```no_run
@@ -54,7 +69,7 @@ pub(crate) struct Hooks {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Loader {
-    path: PathBuf,
+    source: Source,
     options: Options,
     lent: Vec<(String, LentMemory)>,
     hooks: Hooks,
@@ -64,8 +79,18 @@ impl Loader {
     /// A loader of `path`, with every option at its default. Opens nothing yet.
     #[must_use]
     pub fn new(path: impl AsRef<Path>) -> Self {
-        let path = path.as_ref().to_owned();
-        Self { path, options: Options::default(), lent: Vec::new(), hooks: Hooks::default() }
+        Self::from_source(Source::Path(path.as_ref().to_owned()))
+    }
+
+    /// A loader of a model that is open already: of those files, whatever their paths lead to by now.
+    /// That one of them is written to between its opening and the end of the load is an error.
+    #[must_use]
+    pub fn of(model: &Model) -> Self {
+        Self::from_source(Source::Opened(model.clone()))
+    }
+
+    fn from_source(source: Source) -> Self {
+        Self { source, options: Options::default(), lent: Vec::new(), hooks: Hooks::default() }
     }
 
     /// Replaces all options at once.
@@ -244,7 +269,7 @@ impl Loader {
     /// # Errors
     /// As [`Model::open`] and [`Plan::new`].
     pub fn plan(&self) -> Result<Plan, Error> {
-        let model = Model::open(&self.path)?;
+        let model = self.source.open()?;
         let mut plan = Plan::to_start(&model, &self.options, self.lent(&model)?)?;
         plan.probe_performer();
         Ok(plan)
@@ -297,7 +322,7 @@ impl Loader {
         self.hooks.begun = Some(Instant::now());
         // What a device takes to be ready is done while the files are opened and planned.
         let warm_up = WarmUp::begin(&self.options);
-        let model = Model::open(&self.path)?;
+        let model = self.source.open()?;
         let lent = self.lent(&model)?;
         let plan = Plan::to_start(&model, &self.options, lent)?;
         let _ready = warm_up.finish();

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::source;
 use forebay_format::Catalog;
 use forebay_io::ModelFile;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,15 @@ impl Model {
     #[must_use]
     pub fn file_path(&self, file: usize) -> &Path {
         self.files[file].path()
+    }
+
+    /// A file of the catalog, by its index, as it is open: for reads by offset. Its position is nobody's.
+    ///
+    /// # Panics
+    /// If the model has no such file.
+    #[must_use]
+    pub fn as_file(&self, file: usize) -> &File {
+        self.files[file].buffered()
     }
 
     pub(crate) fn shared_catalog(&self) -> Arc<Catalog> {

@@ -109,6 +109,11 @@ class Numpy:
         """A view with the dimensions in another order."""
         return tensor.transpose(order)
 
+    def check_device(self, device: str) -> None:
+        """Refuses all devices but the CPU."""
+        if device != "cpu":
+            raise Error(f"Device {device} is not supported for framework numpy")
+
     def move(self, tensor: Any, device: str) -> Any:
         """Arrays stay where they are."""
         return tensor
@@ -149,6 +154,13 @@ class Torch:
     def move(self, tensor: Any, device: str) -> Any:
         """A copy on ``device``, unless that is where it is."""
         return tensor if device == "cpu" else tensor.to(device)
+
+    def check_device(self, device: str) -> None:
+        """Refuses what torch knows no device by."""
+        try:
+            self.module.device(device)
+        except RuntimeError as error:
+            raise Error(f"device {device} is invalid") from error
 
     def allocate(self, dtype: str, shape: "list[int]", device: str) -> Any:
         """Memory on a device, of torch's own, with nothing in it."""

@@ -29,10 +29,12 @@ class TensorInfo(NamedTuple):
 class TensorSlice:
     """A tensor of a file, of which only what is indexed is read."""
 
-    def __init__(self, model: "Model", info: TensorInfo, device: str):
+    def __init__(self, model: "Model", info: TensorInfo):
         self._model = model
+        # Keeps the files open, whatever becomes of the model.
+        self._files = model._opened()
+        self._order = model._order(info.name)
         self._info = info
-        self._device = device
 
     def get_shape(self) -> "list[int]":
         """The shape of the whole tensor."""
@@ -45,21 +47,21 @@ class TensorSlice:
     def __getitem__(self, index: Any) -> Any:
         model, info = self._model, self._info
         item_bytes, shape = storage(info.dtype, list(info.shape), info.nbytes)
-        if model._order(info.name) is not None:
+        if self._order is not None:
             # What lies next to what is another matter there.
-            return model.get_tensor(info.name)[index]
+            return model._whole(self._files, info)[index]
         if model._framework.name == "numpy":
             box = numpy_box(index, shape)
         else:
             found = torch_box(index, shape)
             if found is None:
                 # torch knows what it is, or what is wrong with it.
-                return model.get_tensor(info.name)[index]
+                return model._whole(self._files, info)[index]
             box = found
         bounds, out = box
-        memory = model._opened().read(info.name, item_bytes, shape, bounds)
+        memory = self._files.read(info.name, item_bytes, shape, bounds)
         tensor = model._framework.tensor(buffer(memory), info.dtype, out)
-        return model._framework.move(tensor, self._device)
+        return model._framework.move(tensor, model._device)
 
 
 class Model(Closing):
@@ -83,6 +85,7 @@ class Model(Closing):
         self._device = device_name(device)
         self._options = options
         self._cached_framework: Any = None
+        _forebay.check_options(**options)
         self._model = _forebay.Model(os.fspath(path))
         entries = (TensorInfo(it[0], it[1], tuple(it[2]), *it[3:]) for it in self._model.tensors())
         self._infos = {info.name: info for info in entries}
@@ -98,9 +101,9 @@ class Model(Closing):
     @property
     def _framework(self) -> Any:
         if self._cached_framework is None:
-            self._cached_framework = framework(self._framework_name)
-            if self._cached_framework.name == "numpy" and self._device != "cpu":
-                raise Error(f"Device {self._device} is not supported for framework numpy")
+            found = framework(self._framework_name)
+            found.check_device(self._device)
+            self._cached_framework = found
         return self._cached_framework
 
     def close(self) -> None:
@@ -175,8 +178,8 @@ class Model(Closing):
             for name, backend in zip(self._infos, backends)
         }
 
-    def _order(self, name: str) -> "Optional[list[int]]":
-        """The order in which the dimensions of a tensor of ExecuTorch's lie, if not their own."""
+    def _read_orders(self) -> "dict[str, list[int]]":
+        """Of tensors of ExecuTorch's, the order in which their dimensions lie, if not their own."""
         if self._orders is None:
             metadata = self._opened().metadata() if self._opened().format == "ptd" else {}
             mark = "ptd.dim_order."
@@ -185,7 +188,10 @@ class Model(Closing):
                 for key, order in metadata.items()
                 if key.startswith(mark)
             }
-        return self._orders.get(name)
+        return self._orders
+
+    def _order(self, name: str) -> "Optional[list[int]]":
+        return self._read_orders().get(name)
 
     def _made(self, data: Any, info: TensorInfo, dtype: Optional[str] = None) -> Any:
         """A tensor on the bytes of the file, or on its values as ``dtype``."""
@@ -197,19 +203,25 @@ class Model(Closing):
         lying = self._framework.tensor(data, dtype or info.dtype, [shape[it] for it in order])
         return self._framework.permute(lying, [order.index(it) for it in range(len(order))])
 
+    def _whole(self, files: _forebay.Model, info: TensorInfo, device: Optional[str] = None) -> Any:
+        """A tensor as the file has it."""
+        item_bytes, shape = storage(info.dtype, list(info.shape), info.nbytes)
+        self._framework.dtype(info.dtype)
+        whole = [(0, 1, extent) for extent in shape]
+        memory = files.read(info.name, item_bytes, shape, whole)
+        return self._framework.move(self._made(buffer(memory), info), device or self._device)
+
+    def _values(self, info: TensorInfo, device: str) -> Any:
+        """A tensor as its values."""
+        memory = self._opened().dequantize(info.name)
+        return self._framework.move(self._made(buffer(memory), info, "F32"), device)
+
     def get_tensor(self, name: str, dequantize: bool = False) -> Any:
-        """One tensor. Block types are ``uint8`` rows as the file has them, unless
-        ``dequantize``: then every type becomes ``float32``."""
-        model, info = self._opened(), self.info(name)
-        if dequantize:
-            tensor = self._made(buffer(model.dequantize(name)), info, "F32")
-        else:
-            item_bytes, shape = storage(info.dtype, list(info.shape), info.nbytes)
-            self._framework.dtype(info.dtype)
-            whole = [(0, 1, extent) for extent in shape]
-            memory = model.read(name, item_bytes, shape, whole)
-            tensor = self._made(buffer(memory), info)
-        return self._framework.move(tensor, self._device)
+        """One tensor. Block types are ``uint8`` rows as the file has them, unless ``dequantize``:
+        then every type becomes ``float32``, but for a few that have no such values (``C64``,
+        ``Q8_1``, six-bit floats), which are an error."""
+        files, info = self._opened(), self.info(name)
+        return self._values(info, self._device) if dequantize else self._whole(files, info)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._infos:
@@ -219,13 +231,12 @@ class Model(Closing):
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor of which only what is indexed is read."""
         self._opened()
-        return TensorSlice(self, self.info(name), self._device)
+        return TensorSlice(self, self.info(name))
 
     def stream(self, device: Any = None, progress: Progress = None, **options: Any) -> Stream:
         """Loads everything, and yields names and tensors as they land."""
         name = self._device if device is None else device_name(device)
-        if name != "cpu" and self._framework.name == "numpy":
-            raise Error(f"Device {name} is not supported for framework numpy")
+        self._framework.check_device(name)
         for info in self._infos.values():
             # What the framework has no type for is better known before anything is read.
             self._framework.dtype(info.dtype)

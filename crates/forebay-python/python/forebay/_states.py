@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional, Union
 from ._frameworks import Torch, device_name, is_block_type
 from ._model import Model
 from ._pickles import open_model
-from ._stream import Progress
+from ._stream import Progress, watcher
 
 # Where tensors go, as ``torch.load`` takes it. Files of weights know of no device but the CPU.
 MapLocation = Union[None, str, int, "Mapping[str, str]", "Callable[[Any, str], Any]", Any]
@@ -38,12 +38,23 @@ def _moved(tensor: Any, where: "Callable[[Any, str], Any]") -> Any:
     return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _decoded(model: Model) -> "dict[str, Any]":
+def _decoded(model: Model, progress: Progress) -> "dict[str, Any]":
     """Every tensor, those of block types as their values."""
-    return {
-        info.name: model.get_tensor(info.name, dequantize=is_block_type(info.dtype))
-        for info in model.infos()
-    }
+    watch, bar = watcher(progress)
+    places = model._places(model._device, model._options)
+    total, done, state = sum(info.nbytes for info in model.infos()), 0, {}
+    for info in model.infos():
+        device = places[info.name]
+        if is_block_type(info.dtype):
+            state[info.name] = model._values(info, device)
+        else:
+            state[info.name] = model._whole(model._opened(), info, device)
+        done += info.nbytes
+        if watch:
+            watch(done, total)
+    if bar is not None:
+        bar.close()
+    return state
 
 
 def read_state(
@@ -58,7 +69,7 @@ def read_state(
         has_blocks = any(is_block_type(info.dtype) for info in model.infos())
         # Values are decoded tensor by tensor; whatever needs no decoding is one load.
         if dequantize and model.format == "gguf" and has_blocks:
-            state = _decoded(model)
+            state = _decoded(model, progress)
         else:
             state = model.load(progress=progress)
     # Functions are asked about tensors; anything else was heeded in reading.

@@ -18,7 +18,7 @@ Progress = Union[bool, Callable[[int, int], object], None]
 PLACING = ("gpu_layers", "place")
 
 
-def _watcher(progress: Progress) -> "tuple[Optional[Callable[[int, int], object]], Any]":
+def watcher(progress: Progress) -> "tuple[Optional[Callable[[int, int], object]], Any]":
     """The callback of a load, and the bar that it draws, if any."""
     if progress is None or progress is False:
         return None, None
@@ -48,10 +48,14 @@ class Stream(Iterator["tuple[str, Any]"], Closing):
         self._model = model
         self._framework = model._framework
         self._devices = model._places(device, options)
+        for name in set(self._devices.values()):
+            self._framework.check_device(name)
         reading = {key: value for key, value in options.items() if key not in PLACING}
+        # What lies how is known from here on, whether or not the model stays open.
+        model._read_orders()
         self._ready: "dict[str, Any]" = self._on_cuda()
         lent = [self._lent(name, tensor) for name, tensor in self._ready.items()]
-        watch, self._bar = _watcher(progress)
+        watch, self._bar = watcher(progress)
         self._load: Optional[_forebay.Load] = _forebay.Load(
             model._opened(), lent, watch, device="host", **reading
         )
@@ -86,6 +90,10 @@ class Stream(Iterator["tuple[str, Any]"], Closing):
             raise StopIteration
         try:
             name, memory = next(load)
+            if memory is None:
+                return name, self._ready.pop(name)
+            tensor = self._model._made(buffer(memory), self._model._infos[name])
+            return name, self._framework.move(tensor, self._devices[name])
         except StopIteration:
             report = load.report()
             if report is not None:
@@ -95,10 +103,6 @@ class Stream(Iterator["tuple[str, Any]"], Closing):
         except BaseException:
             self.close()
             raise
-        if memory is None:
-            return name, self._ready.pop(name)
-        tensor = self._model._made(buffer(memory), self._model._infos[name])
-        return name, self._framework.move(tensor, self._devices[name])
 
     def cancel(self) -> None:
         """Stops the load, from any thread: whoever iterates gets ``forebay.Cancelled``."""

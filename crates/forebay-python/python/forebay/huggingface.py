@@ -13,6 +13,7 @@ import threading
 from types import TracebackType
 from typing import Any, Optional
 
+from . import _forebay
 from . import torch as forebay_torch
 from ._reading import Read, StreamingOpen
 
@@ -64,6 +65,7 @@ class patch:
 
     def __init__(self, **options: Any) -> None:
         self.reads: "list[Read]" = []
+        _forebay.check_options(**options)
         self._options = options
         self._functions = self._replacements()
 

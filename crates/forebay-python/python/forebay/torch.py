@@ -66,13 +66,16 @@ def load(
             what ``"cpu"`` becomes, or a function of a storage and ``"cpu"``.
         weights_only: Taken for torch's sake; no program is ever run, whatever it says.
         mmap: ``False`` is ``backend="pread"`` of ``load_file``.
-        dequantize: Whether block types of GGUF become ``float32``.
+        dequantize: Whether block types of GGUF become ``float32``. Such a file is read tensor by
+            tensor: options say where these go, and none says how it is read.
         progress: Called with bytes that have landed and all bytes; ``True`` shows a bar.
         options: As ``forebay.open`` takes them.
     """
     if isinstance(data, (str, os.PathLike)):
         reading = with_backend("pread" if mmap is False else "mmap", options)
         return read_state(data, map_location, dequantize, progress, reading)
+    if options:
+        raise TypeError(f"the bytes of a file take no options of loads: {', '.join(options)}")
     held = bytes(data if isinstance(data, (bytes, bytearray, memoryview)) else data.read())
     if is_pickle(held):
         raise refusal(getattr(data, "name", "these bytes"))

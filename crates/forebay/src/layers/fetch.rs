@@ -8,6 +8,7 @@ use super::supply::{Command, Order, Work};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::Options;
+use crate::origin::Origin;
 use crate::plan::{Home, Plan};
 use crate::report::FallbackReport;
 use forebay_device::ArenaLayout;
@@ -111,6 +112,7 @@ pub struct Fetcher {
     context: Option<Arc<Context>>,
     budget: u64,
     cancel: Cancel,
+    origin: Origin,
 }
 
 impl Fetcher {
@@ -169,7 +171,8 @@ impl Fetcher {
         let Some(shared) = made else {
             return Err(Error::Internal("a fetcher without its state".to_owned()));
         };
-        Ok(Self { shared, running: Mutex::new(running), plan, context, budget, cancel })
+        let (origin, running) = (running.origin, Mutex::new(running));
+        Ok(Self { shared, running, plan, context, budget, cancel, origin })
     }
 
     /// Asks for the elements `range` of the outermost dimension of a tensor; the future is ready when
@@ -181,6 +184,7 @@ impl Fetcher {
     /// [`Error::Option`] for tensors that the model does not have or that are not on the device,
     /// ranges past their end, and slices that are larger than the budget; [`Error::Cancelled`].
     pub fn fetch(&self, name: &str, range: Range<u64>, priority: i32) -> Result<Fetch, Error> {
+        self.origin.check()?;
         if self.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }

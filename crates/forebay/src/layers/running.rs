@@ -4,6 +4,7 @@ use super::setting::{Ground, HostDevice};
 use super::supply::{Command, Counters, Failure, Reports, State, Supply, SupplyOutcome, TagLabels};
 use crate::error::{Error, ReadContext};
 use crate::numa;
+use crate::origin::Origin;
 use crate::pipeline::{Contexts, StagingMemory, buffered_by_workers, check_changes, fed_schedule};
 use crate::plan::{ArenaKind, Plan};
 use crossbeam_channel::{Sender, bounded, unbounded};
@@ -11,6 +12,7 @@ use forebay_device::cuda::{self, Context, CudaArena, HostRegistration};
 use forebay_device::{ArenaLayout, DeviceError, Pool, UploadTrace, Uploader, Writer};
 use forebay_io::{Cancel, FailureKind, Fault, Feed, Filled, ReadJob, ReadOutcome, ReadTrace};
 use forebay_trace::Trace;
+use std::mem::forget;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -74,6 +76,7 @@ pub(super) struct Setup<'stream> {
 
 /// Threads that bring what is ordered.
 pub(super) struct Running {
+    pub(super) origin: Origin,
     plan: Arc<Plan>,
     cancel: Cancel,
     pub(super) feed: Feed,
@@ -169,6 +172,7 @@ impl Running {
             fault,
         };
         let mut running = Self {
+            origin: Origin::here(),
             plan: Arc::clone(plan),
             cancel,
             feed,
@@ -206,6 +210,11 @@ impl Running {
 
     /// Stops what is under way, and says why it had ended, if it had.
     pub(super) fn end(&mut self) -> Ended {
+        if let Err(error) = self.origin.check() {
+            // Its threads are the parent's, and so is what they use.
+            forget((self.orders.take(), self.read.take(), self.supply.take(), self.pinned.take()));
+            return Ended { read: None, error: Some(error) };
+        }
         let is_asked = self.cancel.is_cancelled();
         self.cancel.cancel();
         drop(self.orders.take());

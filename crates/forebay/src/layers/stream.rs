@@ -180,6 +180,7 @@ impl LayerStream {
         if self.has_failed {
             return Err(Error::AlreadyReported);
         }
+        self.running.origin.check().inspect_err(|_| self.has_failed = true)?;
         if self.cancel.is_cancelled() {
             self.end_running()?;
             self.has_failed = true;

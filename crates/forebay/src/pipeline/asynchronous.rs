@@ -75,6 +75,9 @@ impl Load {
         if self.failed {
             return Poll::Ready(None);
         }
+        if let Err(error) = self.check_origin() {
+            return Poll::Ready(Some(Err(error)));
+        }
         if let Some(index) = self.ready.pop_front() {
             return Poll::Ready(Some(Ok(self.tensors.get(index))));
         }

@@ -28,10 +28,11 @@ use crate::loaded::{Loaded, Tensor, Tensors};
 use crate::loader::{Hooks, PROGRESS_INTERVAL, ProgressCallback};
 use crate::numa;
 use crate::options::EngineChoice;
+use crate::origin::Origin;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
 use crate::resident::Resident;
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, never};
 use forebay_device::Uploader;
 use forebay_device::cuda::{self, DriverRefusal};
 use forebay_format::Catalog;
@@ -44,6 +45,7 @@ use forebay_mem::{Alignment, LockReport};
 use landing::{Announcer, Landed, Landings};
 use memory::{Arena, Arenas, lock, ranges_to_bring, reclaimable, reserve_arenas};
 use std::collections::VecDeque;
+use std::mem::{forget, replace};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -71,9 +73,13 @@ pub struct Progress {
 /// Dropping it, or a panic that unwinds through it, stops the load: when the drop returns, no
 /// read is in flight and no thread of the load runs. Tensors that were handed out stay valid.
 ///
+/// In a process that is forked off meanwhile it yields [`Error::Forked`], and its drop leaves everything to
+/// the parent.
+///
 /// After an error, the iterator ends. That a file was changed under the load can only be known
 /// at the end: [`Load::finish`] has the last word.
 pub struct Load {
+    origin: Origin,
     plan: Plan,
     started: Instant,
     /// What opening, planning and making devices ready took.
@@ -226,6 +232,7 @@ impl Load {
         let threads = Threads::spawn(work, plan, &cancel)?;
         timeline.iter().for_each(|timeline| timeline.note_ready(started));
         let mut load = Self {
+            origin: Origin::here(),
             plan: plan.clone(),
             started,
             before,
@@ -310,6 +317,11 @@ impl Load {
         self.placed_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Whether it may go on: not in a process that was forked off.
+    fn check_origin(&mut self) -> Result<(), Error> {
+        self.origin.check().inspect_err(|_| self.failed = true)
+    }
+
     /// The next tensor that has landed; `None` once nobody is left to bring any.
     fn wait_for_landed(&mut self) -> Option<usize> {
         if let Some(index) = self.ready.pop_front() {
@@ -391,6 +403,9 @@ impl Iterator for Load {
         if self.failed {
             return None;
         }
+        if let Err(error) = self.check_origin() {
+            return Some(Err(error));
+        }
         if let Some(index) = self.wait_for_landed() {
             return Some(Ok(self.tensors.get(index)));
         }
@@ -400,6 +415,17 @@ impl Iterator for Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
+        if !self.origin.is_here() {
+            // Its threads are the parent's, and so is memory that was kept out of the fork: of all
+            // that they use together, nothing is given back.
+            forget(self.threads.take());
+            forget(self.pinned.take());
+            forget(self.timeline.take());
+            forget(replace(&mut self.landed, never()));
+            forget(Arc::clone(&self.landings));
+            forget(Arc::clone(&self.tensors));
+            return;
+        }
         if let Some(threads) = self.threads.take() {
             threads.leave(&self.cancel);
         }
