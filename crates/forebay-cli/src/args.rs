@@ -8,6 +8,7 @@ use forebay::{
     Options, PlaceRule, Prefetch, Reclaim, Repack, SplitMode,
 };
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Moves model weights from NVMe to where they are computed on, at the rate the hardware allows.
@@ -426,7 +427,8 @@ fn count_or_auto(text: &str) -> Result<Counted, String> {
     if text == "auto" {
         return Ok(Counted(None));
     }
-    text.parse().map(|count| Counted(Some(count))).map_err(|_| format!("'{text}' is no number"))
+    let count: NonZeroUsize = text.parse().map_err(|_| format!("'{text}' is no number above 0"))?;
+    Ok(Counted(Some(count.get())))
 }
 
 impl PolicyArguments {

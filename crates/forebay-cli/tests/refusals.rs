@@ -143,20 +143,21 @@ fn options_that_contradict_the_machine_are_one_error() {
         assert!(error.contains("remedy:"), "{error}");
     }
     assert!(failure(&["load", model, "--staging", "100"]).contains("--staging"));
-    assert!(failure(&["load", model, "--queue-depth", "0"]).contains("--queue-depth"));
+    assert!(failure(&["load", model, "--chunk", "0"]).contains("--chunk"));
     let both = ["load", model, "--engine", "uring", "--load-mode", "mmap"];
     assert!(failure(&both).contains("--engine"));
 }
 
 #[test]
 fn a_wrong_command_line_is_status_two() {
-    let wrong: [&[&str]; 7] = [
+    let wrong: [&[&str]; 8] = [
         &[],
         &["lood"],
         &["load"],
         &["load", "x", "--load-mode", "direct"],
         &["load", "x", "--place", "(=cpu"],
         &["load", "x", "--chunk", "1 parsec"],
+        &["load", "x", "--queue-depth", "0"],
         &["bench", "x", "--modes", "fast"],
     ];
     for arguments in wrong {

@@ -112,6 +112,19 @@ impl ModeSpec {
             .max_by_key(|&(rank, _)| rank)
             .map_or(LoadMode::Auto, |(_, mode)| mode)
     }
+
+    /// The entries for devices that have no tensor, as they are written. Of entries for the CPU or for
+    /// whatever is offloaded that is nothing odd.
+    pub(crate) fn idle(&self, has: impl Fn(Backend) -> bool, has_cuda: bool) -> Vec<String> {
+        let idle = self.entries.iter().filter_map(|&(whose, mode)| match whose {
+            Whose::One(backend) if backend != Backend::Cpu && !has(backend) => {
+                Some(format!("{backend}={mode}"))
+            }
+            Whose::AnyCuda if !has_cuda => Some(format!("cuda={mode}")),
+            _ => None,
+        });
+        idle.collect()
+    }
 }
 
 impl FromStr for ModeSpec {
@@ -150,6 +163,15 @@ mod tests {
         assert_eq!(each.requested(Backend::Cuda(1)), LoadMode::Mmap);
         assert_eq!(each.requested(Backend::Cpu), LoadMode::MlockStrict);
         assert_eq!(ModeSpec::default().requested(Backend::Cpu), LoadMode::Auto);
+    }
+
+    #[test]
+    fn entries_for_devices_without_tensors_are_idle() {
+        let spec: ModeSpec = "cuda:9=mmap,cuda=dio,host=none,cpu=mmap,device=dio".parse().unwrap();
+        let none = spec.idle(|_| false, false);
+        assert_eq!(none, ["cuda:9=mmap", "cuda=dio", "host=none"]);
+        assert_eq!(spec.idle(|backend| backend == Backend::Cuda(9), true), ["host=none"]);
+        assert!(ModeSpec::all(LoadMode::Dio).idle(|_| false, false).is_empty());
     }
 
     #[test]

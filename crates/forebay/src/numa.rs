@@ -20,16 +20,21 @@ pub(crate) fn place(
         .iter()
         .filter_map(|arena| arena.region().map(|region| &**region))
         .chain(slab)
-        .map(|region| match region.place_on(policy) {
-            Ok(placed) => format!("memory: {placed}"),
-            Err(error) => format!("memory could not be placed: {error}"),
-        })
+        .map(|region| placed(region, policy))
         .collect();
     if own_reader {
         told.push(page_cache(policy));
     }
     told.dedup();
     told
+}
+
+/// Places memory before it has pages, and says what came of it.
+pub(crate) fn placed(region: &Region, policy: NumaPolicy) -> String {
+    match region.place_on(policy) {
+        Ok(placed) => format!("memory: {placed}"),
+        Err(error) => format!("memory could not be placed: {error}"),
+    }
 }
 
 /// What becomes of pages of files that a thread of ours brings in.

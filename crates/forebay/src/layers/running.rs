@@ -11,6 +11,8 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use forebay_device::cuda::{self, Context, CudaArena, HostRegistration};
 use forebay_device::{ArenaLayout, DeviceError, Pool, UploadTrace, Uploader, Writer};
 use forebay_io::{Cancel, FailureKind, Fault, Feed, Filled, ReadJob, ReadOutcome, ReadTrace};
+use forebay_mem::Region;
+use forebay_mem::numa::NumaPolicy;
 use forebay_trace::Trace;
 use std::mem::forget;
 use std::sync::Arc;
@@ -87,6 +89,8 @@ pub(super) struct Running {
     supply: Option<JoinHandle<SupplyOutcome>>,
     /// Let go of after the threads: devices copy from it until then.
     pinned: Option<cuda::Staging>,
+    /// What placing its memory on NUMA nodes came to, in words.
+    pub(super) numa: Vec<String>,
 }
 
 impl Running {
@@ -104,10 +108,11 @@ impl Running {
         let (returned_sender, returned) = bounded(1);
         let pool = target.pool(pool_bytes, returned_sender)?;
         let reserved = reserved.iter().map(|&bytes| pool.take(bytes)).collect();
-        if let Some(region) = pool.region() {
-            // Wherever it lies, it serves.
-            let _ = region.place_on(plan.options.numa);
-        }
+        // Wherever it lies, it serves.
+        let policy = plan.options.numa;
+        let place =
+            |region: &Region| (policy != NumaPolicy::Off).then(|| numa::placed(region, policy));
+        let mut told: Vec<String> = pool.region().and_then(|it| place(it)).into_iter().collect();
         let host_device: HostDevice = match (target, pool.region()) {
             (Target::Shared(context), Some(region)) => {
                 let info = plan.devices.get(&context.ordinal());
@@ -128,8 +133,9 @@ impl Running {
         };
         let StagingMemory { slab, free_sender, free, pinned } = StagingMemory::new(plan, contexts)?;
         if pinned.is_none() {
-            let _ = slab.region().place_on(plan.options.numa);
+            told.extend(place(slab.region()));
         }
+        told.dedup();
         let mut uploader = Uploader::new(target.empty()?, slab.slots())?;
         let labels = trace.map(|_| TagLabels::default());
         if let (Some(trace), Some(labels)) = (trace, &labels) {
@@ -181,9 +187,9 @@ impl Running {
             read: None,
             supply: None,
             pinned,
+            numa: told,
         };
         let refused = |source| Error::Thread { source };
-        let policy = plan.options.numa;
         let read = move || {
             let _policy = numa::of_this_thread(policy);
             job.run()

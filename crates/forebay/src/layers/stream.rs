@@ -161,6 +161,7 @@ impl LayerStream {
             has_failed: false,
             fallbacks: Vec::new(),
         };
+        stream.why.append(&mut stream.running.numa);
         stream.say_why("before anything was measured");
         stream.order_up_to(1);
         Ok(stream)

@@ -4,7 +4,7 @@ use super::placing::{Placed, known_devices, named, resolve, room_bytes};
 use super::reads::Wanted;
 use super::{
     ArenaKind, ArenaPlan, BackendPlan, FilePlan, Home, Lent, LentMemory, Plan, SplitHome, Staging,
-    facts, repack, residence,
+    facts, repack, residence, staging,
 };
 use crate::backend::Backend;
 use crate::error::{Error, ReadContext};
@@ -61,6 +61,7 @@ pub(super) fn build(
     let mut builder = Builder::new(model, options, placed, infos, lent)?;
     builder.units = units;
     builder.plan_backends();
+    builder.tell_what_changed(&mut why);
     builder.place_tensors()?;
     builder.plan_reads();
     builder.check_layout();
@@ -151,6 +152,19 @@ impl<'input> Builder<'input> {
             let (mode, why) = self.resolve(backend, requested);
             let planned = BackendPlan { backend, requested, mode, why, tensors, bytes };
             self.plan.backends.push(planned);
+        }
+    }
+
+    /// Options that come to nothing, or to something else than was asked for.
+    fn tell_what_changed(&self, why: &mut Vec<String>) {
+        let has = |backend| self.plan.backends.iter().any(|planned| planned.backend == backend);
+        let has_cuda = self.plan.backends.iter().any(|it| matches!(it.backend, Backend::Cuda(_)));
+        for entry in self.options.load_mode.idle(has, has_cuda) {
+            why.push(format!("--load-mode {entry} concerns no tensor"));
+        }
+        let chunk_bytes = self.plan.staging.chunk_bytes;
+        if let Some(asked) = self.options.chunk_bytes.filter(|&asked| asked != chunk_bytes) {
+            why.push(format!("--chunk {asked} comes to {chunk_bytes}: {}", staging::CHUNK_RULE));
         }
     }
 

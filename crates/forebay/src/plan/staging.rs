@@ -17,6 +17,8 @@ const DEVICE_CHUNK_BYTES: u64 = 2 << 20;
 const CHUNK_BYTES_MIN: u64 = 64 << 10;
 /// The kernel registers at most this as one buffer, and lengths are 32 bits.
 const CHUNK_BYTES_MAX: u64 = 1 << 30;
+/// What [`Staging::new`] makes of a size, in words.
+pub(crate) const CHUNK_RULE: &str = "reads are whole blocks of the storage, of 1 GiB at most";
 /// Reads in flight where nothing is asked.
 const QUEUE_DEPTH: usize = 16;
 /// The same for devices: as many bytes.
@@ -53,6 +55,10 @@ impl Staging {
             Some(staging) => chunk.min((staging / pieces_min).max(CHUNK_BYTES_MIN)),
             None => chunk,
         });
+        if options.chunk_bytes == Some(0) {
+            let remedy = "give 4096 or more, or auto";
+            return Err(Error::option("--chunk", "reads of 0 bytes read nothing", remedy));
+        }
         let chunk_bytes = alignment.down(asked.min(CHUNK_BYTES_MAX)).max(alignment.bytes());
         if options.queue_depth == Some(0) {
             return Err(Error::option(
@@ -143,5 +149,6 @@ mod tests {
             }
         }
         assert!(staging(Some(4096), Some(1 << 20)).is_err());
+        assert!(staging(None, Some(0)).is_err());
     }
 }
