@@ -59,6 +59,7 @@ mod report;
 mod resident;
 mod source;
 mod split;
+mod waking;
 mod warm_up;
 
 /// By a name of its own, so that the models of `tests/loom` can put loom's in its place.

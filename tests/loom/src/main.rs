@@ -47,6 +47,7 @@ library! {
     "../../../crates/forebay-device/src/arena.rs" arena;
     "../../../crates/forebay/src/pipeline/landing.rs" landing;
     "../../../crates/forebay/src/resident.rs" resident;
+    "../../../crates/forebay/src/waking.rs" waking;
 }
 
 mod channel;

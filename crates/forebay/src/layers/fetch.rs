@@ -11,6 +11,7 @@ use crate::options::Options;
 use crate::origin::Origin;
 use crate::plan::{Home, Plan};
 use crate::report::FallbackReport;
+use crossbeam_channel::Sender;
 use forebay_device::ArenaLayout;
 use forebay_device::cuda::Context;
 use forebay_io::{Cancel, Fault};
@@ -108,6 +109,8 @@ impl FetcherBuilder {
 pub struct Fetcher {
     shared: Arc<Shared>,
     running: Mutex<Running>,
+    /// Where its orders go. A lock of its own: who waits for the threads holds the other one.
+    orders: Mutex<Option<Sender<Command>>>,
     plan: Arc<Plan>,
     context: Option<Arc<Context>>,
     budget: u64,
@@ -171,8 +174,9 @@ impl Fetcher {
         let Some(shared) = made else {
             return Err(Error::Internal("a fetcher without its state".to_owned()));
         };
-        let (origin, running) = (running.origin, Mutex::new(running));
-        Ok(Self { shared, running, plan, context, budget, cancel, origin })
+        let (origin, orders) = (running.origin, Mutex::new(running.orders()));
+        let running = Mutex::new(running);
+        Ok(Self { shared, running, orders, plan, context, budget, cancel, origin })
     }
 
     /// Asks for the elements `range` of the outermost dimension of a tensor; the future is ready when
@@ -226,7 +230,7 @@ impl Fetcher {
             state.tickets.insert(ticket, piece.clone());
         }
         drop(state);
-        let orders = lock(&self.running).orders();
+        let orders = lock(&self.orders).clone();
         if let Some(orders) = orders.as_ref().filter(|_| !is_hit) {
             let bay_bytes = layout.bytes;
             let work = Arc::new(self.work(piece.tensor, &entry, layout));
@@ -282,12 +286,13 @@ impl Fetcher {
     /// Why the threads have ended, for the first who asks.
     ///
     /// # Errors
-    /// What it was; [`Error::AlreadyReported`] afterwards.
+    /// What it was; [`Error::AlreadyReported`] afterwards, and for a task that is run by the very thread that
+    /// has ended, since its waker does so.
     pub fn check(&self) -> Result<(), Error> {
         if !lock(&self.shared.state).has_ended {
             return Ok(());
         }
-        let Ended { error, .. } = lock(&self.running).end();
+        let Ended { error, .. } = self.end();
         Err(error.unwrap_or(Error::AlreadyReported))
     }
 
@@ -296,7 +301,7 @@ impl Fetcher {
     /// # Errors
     /// Why the threads had ended before, if nobody has been told.
     pub fn finish(self) -> Result<Vec<FallbackReport>, Error> {
-        let Ended { read, error } = lock(&self.running).end();
+        let Ended { read, error } = self.end();
         match (error, read) {
             (Some(error), _) => Err(error),
             (None, Some(read)) => {
@@ -304,6 +309,11 @@ impl Fetcher {
             }
             (None, None) => Err(Error::AlreadyReported),
         }
+    }
+
+    fn end(&self) -> Ended {
+        *lock(&self.orders) = None;
+        lock(&self.running).end()
     }
 
     fn piece(
@@ -363,6 +373,6 @@ impl Fetcher {
 impl Drop for Fetcher {
     fn drop(&mut self) {
         // Joins the threads, and so ends what waits.
-        let _ = lock(&self.running).end();
+        let _ = self.end();
     }
 }

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::loaded::{Tensor, TensorMemory, Tensors};
 use crate::plan::Plan;
 use crate::resident::Resident;
+use crate::waking::wake;
 use crossbeam_channel::Sender;
 use forebay_format::Catalog;
 use forebay_mem::PageLock;
@@ -133,7 +134,7 @@ impl Reports for Lands {
         drop(state);
         shared.changed.notify_all();
         // Without the lock: some poll at once.
-        wakers.into_iter().for_each(Waker::wake);
+        wake(wakers);
     }
 
     fn make_room(&mut self) -> bool {
@@ -215,7 +216,7 @@ impl Drop for Lands {
         }
         drop(state);
         self.0.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        wake(wakers);
     }
 }
 

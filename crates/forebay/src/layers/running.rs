@@ -7,6 +7,7 @@ use crate::numa;
 use crate::origin::Origin;
 use crate::pipeline::{Contexts, StagingMemory, buffered_by_workers, check_changes, fed_schedule};
 use crate::plan::{ArenaKind, Plan};
+use crate::waking::{apart_if_waking, is_waking};
 use crossbeam_channel::{Sender, bounded, unbounded};
 use forebay_device::cuda::{self, Context, CudaArena, HostRegistration};
 use forebay_device::{ArenaLayout, DeviceError, Pool, UploadTrace, Uploader, Writer};
@@ -224,6 +225,17 @@ impl Running {
         let is_asked = self.cancel.is_cancelled();
         self.cancel.cancel();
         drop(self.orders.take());
+        if is_waking() {
+            let threads = (self.read.take(), self.supply.take());
+            let pinned = self.pinned.take();
+            apart_if_waking("forebay-end", move || {
+                // Nobody is left to hear how they ended.
+                let _ = threads.0.map(JoinHandle::join);
+                let _ = threads.1.map(JoinHandle::join);
+                drop(pinned);
+            });
+            return Ended { read: None, error: None };
+        }
         let read = self.read.take().map(JoinHandle::join);
         let supply = self.supply.take().map(JoinHandle::join);
         if read.is_none() && supply.is_none() {

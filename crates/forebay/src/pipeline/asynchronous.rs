@@ -5,6 +5,7 @@ use super::landing::Landings;
 use super::{Load, Progress};
 use crate::error::Error;
 use crate::loaded::{Loaded, Tensor, Tensors};
+use crate::waking::is_waking;
 use crossbeam_channel::TryRecvError;
 use futures_core::Stream;
 use std::future::{Future, poll_fn};
@@ -89,6 +90,17 @@ impl Load {
                 Poll::Ready(Some(Ok(self.tensors.get(landed.0))))
             }
             Err(TryRecvError::Empty) => Poll::Pending,
+            // The thread that woke this task has not ended yet: another one wakes it again.
+            Err(TryRecvError::Disconnected) if is_waking() => {
+                let waker = context.waker().clone();
+                match std::thread::Builder::new().spawn(move || waker.wake()) {
+                    Ok(_) => Poll::Pending,
+                    Err(source) => {
+                        self.failed = true;
+                        Poll::Ready(Some(Err(Error::Thread { source })))
+                    }
+                }
+            }
             Err(TryRecvError::Disconnected) => Poll::Ready(self.end().map(Err)),
         }
     }

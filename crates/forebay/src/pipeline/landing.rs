@@ -1,6 +1,7 @@
 //! Who hears that a tensor is whole: the caller's thread through a channel, tasks by being woken.
 
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::waking::wake;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::task::{Poll, Waker};
 
@@ -44,7 +45,7 @@ impl Landings {
             }
         }
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        wake(woken);
     }
 
     /// Wakes `waker` when the next tensor lands, or nobody is left to bring any.
@@ -117,6 +118,6 @@ impl Drop for Announcer {
         let mut woken: Vec<Waker> = state.stream.take().into_iter().collect();
         woken.extend(std::mem::take(&mut state.single).into_iter().map(|(_, waker)| waker));
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        wake(woken);
     }
 }

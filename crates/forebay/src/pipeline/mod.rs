@@ -32,6 +32,7 @@ use crate::origin::Origin;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
 use crate::resident::Resident;
+use crate::waking::apart_if_waking;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, never};
 use forebay_device::Uploader;
 use forebay_device::cuda::{self, DriverRefusal};
@@ -69,6 +70,9 @@ pub struct Progress {
 }
 
 /// A load under way: yields every tensor once, when it is whole and where it belongs.
+///
+/// (A task that drops it while a thread of the load runs it, since its waker does, is not waited for by that
+/// thread: another one waits in its place.)
 ///
 /// Dropping it, or a panic that unwinds through it, stops the load: when the drop returns, no
 /// read is in flight and no thread of the load runs. Tensors that were handed out stay valid.
@@ -427,7 +431,11 @@ impl Drop for Load {
             return;
         }
         if let Some(threads) = self.threads.take() {
-            threads.leave(&self.cancel);
+            let (cancel, pinned) = (self.cancel.clone(), self.pinned.take());
+            apart_if_waking("forebay-end", move || {
+                threads.leave(&cancel);
+                drop(pinned);
+            });
         }
     }
 }
