@@ -178,6 +178,13 @@ class load {
 public:
     load(forebay_load *handle, std::unique_ptr<callbacks> callbacks) noexcept
         : callbacks_(std::move(callbacks)), handle_(handle) {}
+    load(load &&) = default;
+    // What was loading before ends first, with the callbacks it has.
+    load &operator=(load &&other) noexcept {
+        handle_ = std::move(other.handle_);
+        callbacks_ = std::move(other.callbacks_);
+        return *this;
+    }
 
     // The next tensor; nullptr when there is no more. It lives as long as the load, or as what
     // finish() answers.
@@ -230,6 +237,12 @@ public:
         : callbacks_(new callbacks),
           handle_(made<forebay_loader>([&](forebay_loader **loader) {
               return forebay_loader_new(path.c_str(), options.get(), loader);
+          })) {}
+    // Of the files that are open, whatever their paths lead to by now.
+    explicit loader(const model &model, const options &options = {})
+        : callbacks_(new callbacks),
+          handle_(made<forebay_loader>([&](forebay_loader **loader) {
+              return forebay_loader_of(model.get(), options.get(), loader);
           })) {}
 
     // The memory stays the caller's, and outlives the load and what it answers.

@@ -42,7 +42,7 @@ void print_digests(const std::string &path, const forebay::options &options) {
 
 // An exception out of a callback ends the load, and arrives here as it was thrown.
 bool is_thrown_through(const std::string &path, const forebay::options &options) {
-    forebay::loader loader(path, options);
+    forebay::loader loader{forebay::model{path}, options};
     loader.on_tensor([](const forebay_tensor &tensor) -> bool {
         throw std::domain_error(std::string("enough of ") + tensor.info->name);
     });

@@ -423,6 +423,16 @@ forebay_status forebay_loader_new(const char *path,
                                   const struct forebay_options *options,
                                   struct forebay_loader **loader);
 
+// Makes a loader of a model that is open already: of those files, whatever their paths lead to by
+// now. The model may be freed before the load. That one of its files is written to between its
+// opening and the end of the load is FOREBAY_CHANGED.
+//
+// Threads: any. The caller hands it to forebay_loader_run or forebay_load_start, or frees it with
+// forebay_loader_free.
+forebay_status forebay_loader_of(const struct forebay_model *model,
+                                 const struct forebay_options *options,
+                                 struct forebay_loader **loader);
+
 // Lends memory of the caller's for a tensor, whatever the options say of it: its bytes are written
 // to `memory` on, as the file has them. `bytes` are at least the tensor's; what is behind them is
 // not touched. As many tensors as the model has may be lent memory, at any alignment; places must

@@ -42,7 +42,7 @@ pub use loaded::{
 };
 pub use loader::{
     Loader, ProgressCallback, TensorCallback, forebay_loader_cancel_with, forebay_loader_free,
-    forebay_loader_into_device, forebay_loader_into_host, forebay_loader_new,
+    forebay_loader_into_device, forebay_loader_into_host, forebay_loader_new, forebay_loader_of,
     forebay_loader_on_progress, forebay_loader_on_tensor, forebay_loader_run,
 };
 pub use metadata::{

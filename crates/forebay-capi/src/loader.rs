@@ -5,14 +5,13 @@ use crate::cancel::Cancel;
 use crate::edge::{given, handle, place, text};
 use crate::load::Load;
 use crate::loaded::Loaded;
-use crate::model;
+use crate::model::{self, Model};
 use crate::options::Options;
 use crate::status::{Failure, Status, answer, guard};
 use crate::tensor::Tensor;
 use forebay::{DevicePointer, HostPointer, Progress};
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,8 +30,8 @@ pub type ProgressCallback =
 
 /// A load that has not begun.
 pub struct Loader {
-    path: PathBuf,
-    options: forebay::Options,
+    /// Without what is set below.
+    loader: forebay::Loader,
     host: Vec<(String, HostPointer)>,
     device: Vec<(String, DevicePointer)>,
     cancel: forebay::Cancel,
@@ -41,10 +40,10 @@ pub struct Loader {
 }
 
 impl Loader {
-    pub(crate) fn to(path: PathBuf, options: forebay::Options) -> Self {
+    pub(crate) fn new(loader: forebay::Loader, options: Option<&Options>) -> Self {
+        let options = options.map_or_else(Default::default, |options| options.0.clone());
         Self {
-            path,
-            options,
+            loader: loader.options(options),
             host: Vec::new(),
             device: Vec::new(),
             cancel: forebay::Cancel::default(),
@@ -56,8 +55,7 @@ impl Loader {
     pub(crate) fn start(self) -> Result<Load, Failure> {
         // Its own flag: a callback that stops this load stops no other.
         let stop = Stop { cancel: self.cancel.child(), by_callback: Arc::default() };
-        let mut loader = forebay::Loader::new(&self.path).options(self.options);
-        loader = loader.cancel_with(&stop.cancel);
+        let mut loader = self.loader.cancel_with(&stop.cancel);
         for (name, memory) in self.host {
             loader = loader.into_host_memory(&name, memory);
         }
@@ -148,8 +146,27 @@ pub unsafe extern "C" fn forebay_loader_new(
         let loader = place(loader, ptr::null_mut())?;
         // SAFETY: C lends the text for the call.
         let path = unsafe { model::path(path) }?;
-        let options = options.map_or_else(Default::default, |options| options.0.clone());
-        *loader = handle(Loader::to(path, options));
+        *loader = handle(Loader::new(forebay::Loader::new(path), options));
+        Ok(())
+    })
+}
+
+/// Makes a loader of a model that is open already: of those files, whatever their paths lead to by
+/// now. The model may be freed before the load. That one of its files is written to between its
+/// opening and the end of the load is FOREBAY_CHANGED.
+///
+/// Threads: any. The caller hands it to forebay_loader_run or forebay_load_start, or frees it with
+/// forebay_loader_free.
+#[unsafe(no_mangle)]
+pub extern "C" fn forebay_loader_of(
+    model: Option<&Model>,
+    options: Option<&Options>,
+    loader: Option<&mut MaybeUninit<*mut Loader>>,
+) -> Status {
+    guard(|| {
+        let loader = place(loader, ptr::null_mut())?;
+        let model = given(model, "model")?;
+        *loader = handle(Loader::new(forebay::Loader::of(&model.model), options));
         Ok(())
     })
 }

@@ -210,7 +210,7 @@ mod tests {
         let open = || unsafe { crate::forebay_model_open(path, Some(&mut model)) };
         assert_eq!(with_panic(open), internal);
         let mut loaded = MaybeUninit::<*mut Loaded>::uninit();
-        let loader = Box::new(Loader::to("nowhere".into(), forebay::Options::default()));
+        let loader = Box::new(Loader::new(forebay::Loader::new("nowhere"), None));
         let run = || crate::forebay_loader_run(Some(loader), Some(&mut loaded));
         assert_eq!(with_panic(run), internal);
         assert_eq!(with_panic(|| crate::forebay_model_tensor_count(None)), 0);

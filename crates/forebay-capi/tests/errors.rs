@@ -16,7 +16,7 @@ use support::{MODELS, fixture};
 #[test]
 fn null_is_an_answer_and_no_crash() {
     type Call = (&'static str, fn() -> Status);
-    let calls: [Call; 19] = [
+    let calls: [Call; 20] = [
         ("options_new", || forebay_options_new(None)),
         ("options_set", || unsafe { forebay_options_set(None, c"a".as_ptr(), c"b".as_ptr()) }),
         ("model_open", || unsafe { forebay_model_open(c"a".as_ptr(), None) }),
@@ -27,6 +27,7 @@ fn null_is_an_answer_and_no_crash() {
         ("metadata_key", || forebay_model_metadata_key(None, 0, None)),
         ("metadata_u64", || unsafe { forebay_model_metadata_u64(None, ptr::null(), None) }),
         ("loader_new", || unsafe { forebay_loader_new(c"a".as_ptr(), None, None) }),
+        ("loader_of", || forebay_loader_of(None, None, None)),
         ("into_host", || unsafe {
             forebay_loader_into_host(None, c"a".as_ptr(), ptr::null_mut(), 0)
         }),

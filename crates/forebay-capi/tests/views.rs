@@ -244,4 +244,10 @@ fn paths_are_bytes_and_names_have_their_length() {
     let loader = made(|to| unsafe { forebay_loader_new(path.as_ptr(), None, to) }).unwrap();
     let loaded = run(owned(loader).unwrap()).unwrap();
     assert_eq!(forebay_loaded_tensor_count(Some(&loaded)), 1);
+    // Of the open model, wherever its file has gone, and when the model has been freed.
+    std::fs::remove_file(std::ffi::OsStr::from_bytes(path.as_bytes())).unwrap();
+    let loader = made(|to| forebay_loader_of(Some(&model), None, to)).unwrap();
+    drop(model);
+    let loaded = run(owned(loader).unwrap()).unwrap();
+    assert_eq!(forebay_loaded_tensor_count(Some(&loaded)), 1);
 }

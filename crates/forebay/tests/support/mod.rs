@@ -150,7 +150,7 @@ impl TestModel {
 /// Waits until no thread of a load is listed: the kernel lets a joiner go a moment before it takes
 /// the thread off its list. `false` if one stays.
 pub fn is_without_load_threads() -> bool {
-    (0..1000).any(|_| {
+    (0..20_000).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(1));
         load_threads() == 0
     })
