@@ -49,7 +49,7 @@ impl Source {
     fn open(&self) -> Result<Model, Error> {
         match self {
             Self::Path(path) => Model::open(path),
-            Self::Opened(model) => Ok(model.clone()),
+            Self::Opened(model) => Ok(model.opened_before()),
         }
     }
 }

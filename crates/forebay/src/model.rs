@@ -74,6 +74,11 @@ impl Model {
         &self.files
     }
 
+    /// The same for a load that did not open it.
+    pub(crate) fn opened_before(&self) -> Self {
+        Self { open_time: Duration::ZERO, ..self.clone() }
+    }
+
     pub(crate) fn open_time(&self) -> Duration {
         self.open_time
     }

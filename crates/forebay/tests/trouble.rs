@@ -2,7 +2,7 @@
 
 mod support;
 
-use forebay::{Access, EngineChoice, Errno, Error, FailureKind, FallbackReport, Loader};
+use forebay::{Access, EngineChoice, Errno, Error, FailureKind, FallbackReport, Loader, Model};
 use forebay_tests::{Answer, Rule, Script};
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
@@ -137,4 +137,27 @@ fn a_file_written_to_during_the_load_is_an_error_and_no_mixture() {
     let loader = model.loader("dio").staging_bytes(256 << 10);
     let error = loader.fault(Box::new(script)).load().unwrap_err();
     assert!(matches!(error, Error::Changed { .. }), "{error}");
+}
+
+/// Replacing a file is how it is changed safely: whoever has opened it goes on with what they opened.
+#[test]
+fn an_open_model_is_loaded_from_its_own_files() {
+    let (model, other) = (TestModel::new(1 << 20), TestModel::new(2 << 20));
+    let opened = Model::open(&model.path).unwrap();
+    std::fs::copy(&other.path, model.path.with_extension("new")).unwrap();
+    std::fs::rename(model.path.with_extension("new"), &model.path).unwrap();
+    for mode in ["dio", "cpu=mmap", "none"] {
+        let loaded = Loader::of(&opened).load_mode(mode.parse().unwrap()).load().unwrap();
+        loaded.tensors().for_each(|tensor| model.assert_right(&tensor));
+        assert_eq!(loaded.report().time.open_s.to_bits(), 0, "it opened nothing");
+    }
+    let loaded = Loader::new(&model.path).load().unwrap();
+    loaded.tensors().for_each(|tensor| other.assert_right(&tensor));
+
+    let opened = Model::open(&other.path).unwrap();
+    let mut file = OpenOptions::new().write(true).open(&other.path).unwrap();
+    file.seek(SeekFrom::End(-1)).unwrap();
+    file.write_all(b"!").unwrap();
+    let changed = Loader::of(&opened).load();
+    assert!(matches!(changed, Err(Error::Changed { .. })));
 }
