@@ -168,7 +168,7 @@ fn a_ring_that_goes_silent_with_reads_in_flight_is_a_failure() {
     let landed = load.run();
     landed.expect_right(scratch.contents());
     match landed.outcome.schedule.failure() {
-        Some(failure) => assert_eq!(failure.kind, FailureKind::Errno(Errno::EPERM)),
+        Some(failure) => assert_eq!(failure.kind, FailureKind::RingLost(Errno::EPERM)),
         None => {
             eprintln!("SKIPPED: all reads completed at once, and none was left in flight");
             landed.expect_whole(scratch.contents());
