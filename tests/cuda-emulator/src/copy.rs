@@ -194,6 +194,7 @@ impl Transfer {
 
     fn attempt(&self, ready: Instant) -> Instant {
         if let Some(code) = self.fault.code {
+            timeline::sleep_until(ready + self.fault.stall);
             self.device.fail(code, "a copy that was told to fail");
         }
         if self.device.check().is_err() {
