@@ -129,7 +129,7 @@ fn read(arena: &CudaArena, tensor: usize, bytes: usize) -> Vec<u8> {
 
 #[test]
 fn one_slot_serves_two_devices_and_the_host_and_comes_back_after_the_last() {
-    let stalled = Emulator::new().devices(2).device(1, |device| device.stall_copy(1, 250));
+    let stalled = Emulator::new().devices(2).device(1, |device| device.stall_copy(1, 1000));
     let turn = turn(&stalled);
     {
         let (first, to_first) = arena(0, &[100, 300]);
