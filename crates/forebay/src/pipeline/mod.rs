@@ -71,14 +71,11 @@ pub struct Progress {
 
 /// A load under way: yields every tensor once, when it is whole and where it belongs.
 ///
-/// (A task that drops it while a thread of the load runs it, since its waker does, is not waited for by that
-/// thread: another one waits in its place.)
-///
 /// Dropping it, or a panic that unwinds through it, stops the load: when the drop returns, no
-/// read is in flight and no thread of the load runs. Tensors that were handed out stay valid.
-///
-/// In a process that is forked off meanwhile it yields [`Error::Forked`], and its drop leaves everything to
-/// the parent.
+/// read is in flight and no thread of the load runs. Tensors that were handed out stay valid. Only where
+/// the load's own thread drops it, since a waker runs its task there and then, another thread waits
+/// for the end instead. In a process that is forked off meanwhile it yields [`Error::Forked`], and its
+/// drop leaves everything to the parent.
 ///
 /// After an error, the iterator ends. That a file was changed under the load can only be known
 /// at the end: [`Load::finish`] has the last word.
