@@ -44,7 +44,8 @@ enum forebay_status
  {
     // It did what it says.
     FOREBAY_OK = 0,
-    // A NULL, an index past the end, a text that is not UTF-8: the call itself was wrong.
+    // A NULL, an index past the end, a text that is not UTF-8, a load of the process that this one was
+    // forked from: the call itself was wrong.
     FOREBAY_INVALID_ARGUMENT = 1,
     // There is nothing of that name, or it is of another type.
     FOREBAY_NOT_FOUND = 2,

@@ -15,7 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub enum Status {
     /// It did what it says.
     ForebayOk = 0,
-    /// A NULL, an index past the end, a text that is not UTF-8: the call itself was wrong.
+    /// A NULL, an index past the end, a text that is not UTF-8, a load of the process that this one was
+    /// forked from: the call itself was wrong.
     ForebayInvalidArgument = 1,
     /// There is nothing of that name, or it is of another type.
     ForebayNotFound = 2,
@@ -108,6 +109,7 @@ fn status_of(error: &Error) -> Status {
         }
         Error::Device(_) | Error::Copy { .. } => Status::ForebayDevice,
         Error::Cancelled => Status::ForebayCancelled,
+        Error::Forked { .. } => Status::ForebayInvalidArgument,
         _ => Status::ForebayInternal,
     }
 }

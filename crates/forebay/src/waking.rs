@@ -33,16 +33,13 @@ pub(crate) fn is_waking() -> bool {
     IS_WAKING.get()
 }
 
-/// Does what waits for threads of a load: at once, or on a thread of its own where the caller may be
-/// run by one of those.
-pub(crate) fn apart_if_waking(name: &str, work: impl FnOnce() + Send + 'static) {
-    if !is_waking() {
-        return work();
-    }
+/// Does what waits for threads of a load on a thread of its own, since the caller is run by one of
+/// those.
+pub(crate) fn apart(work: impl FnOnce() + Send + 'static) {
     let work = Arc::new(Mutex::new(Some(work)));
     let theirs = Arc::clone(&work);
     let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let thread = Builder::new().name(name.to_owned()).spawn(move || {
+    let thread = Builder::new().name("forebay-end".to_owned()).spawn(move || {
         if let Some(work) = take(&theirs) {
             work();
         }

@@ -42,13 +42,14 @@ pub(super) fn find(schedule: &mut Schedule, files: &[ModelFile], cancel: &Cancel
         let Some((direct, alignment)) = file.direct().ok().filter(|_| file.is_on_disk()) else {
             continue;
         };
-        let bytes = to_usize(LOOK_BYTES.max(alignment.offset.bytes()));
         let slack = to_usize(alignment.memory.bytes());
-        if memory.try_reserve_exact(bytes + slack).is_err() {
+        let bytes = to_usize(LOOK_BYTES.max(alignment.offset.bytes())) + slack;
+        memory.clear();
+        if memory.try_reserve_exact(bytes).is_err() {
             return;
         }
         // Written, so that it has its pages: btrfs reads otherwise through the page cache.
-        memory.resize(bytes + slack, 1);
+        memory.resize(bytes, 1);
         let skip = memory.as_ptr().align_offset(slack);
         let read = |offset, bytes| {
             let buffer = &mut memory[skip..][..to_usize(bytes)];

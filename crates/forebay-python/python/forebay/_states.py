@@ -43,17 +43,19 @@ def _decoded(model: Model, progress: Progress) -> "dict[str, Any]":
     watch, bar = watcher(progress)
     places = model._places(model._device, model._options)
     total, done, state = sum(info.nbytes for info in model.infos()), 0, {}
-    for info in model.infos():
-        device = places[info.name]
-        if is_block_type(info.dtype):
-            state[info.name] = model._values(info, device)
-        else:
-            state[info.name] = model._whole(model._opened(), info, device)
-        done += info.nbytes
-        if watch:
-            watch(done, total)
-    if bar is not None:
-        bar.close()
+    try:
+        for info in model.infos():
+            device = places[info.name]
+            if is_block_type(info.dtype):
+                state[info.name] = model._values(info, device)
+            else:
+                state[info.name] = model._whole(model._opened(), info, device)
+            done += info.nbytes
+            if watch:
+                watch(done, total)
+    finally:
+        if bar is not None:
+            bar.close()
     return state
 
 

@@ -7,7 +7,7 @@ use crate::numa;
 use crate::origin::Origin;
 use crate::pipeline::{Contexts, StagingMemory, buffered_by_workers, check_changes, fed_schedule};
 use crate::plan::{ArenaKind, Plan};
-use crate::waking::{apart_if_waking, is_waking};
+use crate::waking::{apart, is_waking};
 use crossbeam_channel::{Sender, bounded, unbounded};
 use forebay_device::cuda::{self, Context, CudaArena, HostRegistration};
 use forebay_device::{ArenaLayout, DeviceError, Pool, UploadTrace, Uploader, Writer};
@@ -228,7 +228,7 @@ impl Running {
         if is_waking() {
             let threads = (self.read.take(), self.supply.take());
             let pinned = self.pinned.take();
-            apart_if_waking("forebay-end", move || {
+            apart(move || {
                 // Nobody is left to hear how they ended.
                 let _ = threads.0.map(JoinHandle::join);
                 let _ = threads.1.map(JoinHandle::join);

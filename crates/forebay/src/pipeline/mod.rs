@@ -32,7 +32,7 @@ use crate::origin::Origin;
 use crate::plan::{Home, Plan};
 use crate::report::LoadReport;
 use crate::resident::Resident;
-use crate::waking::apart_if_waking;
+use crate::waking::{apart, is_waking};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, never};
 use forebay_device::Uploader;
 use forebay_device::cuda::{self, DriverRefusal};
@@ -429,10 +429,11 @@ impl Drop for Load {
         }
         if let Some(threads) = self.threads.take() {
             let (cancel, pinned) = (self.cancel.clone(), self.pinned.take());
-            apart_if_waking("forebay-end", move || {
+            let leave = move || {
                 threads.leave(&cancel);
                 drop(pinned);
-            });
+            };
+            if is_waking() { apart(leave) } else { leave() }
         }
     }
 }
